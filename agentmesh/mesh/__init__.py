@@ -1,0 +1,1 @@
+"""Opaque bytes between authenticated nodes: identity, admission, transports, gossip, replicated records."""

@@ -1,0 +1,91 @@
+"""Every limit of the mesh, with its reason. Times in ms, sizes in bytes.
+
+What arrives from a peer is held to these before it costs anything; docs/limits.md shows the same table to users and a
+test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agentmesh.core.units import DAY_MS, HOUR_MS, KIB, MIB, MINUTE_MS, SECOND_MS, YEAR_MS
+
+# ------------------------------------------------------------------ frames and streams
+
+MAX_FRAME_BYTES: Final = 1 * MIB  # one control frame; a peer that claims more is refused before allocation
+MAX_BATCH_BYTES: Final = (
+    256 * KIB
+)  # records packed into one frame: large enough to fill a round trip, small enough to interleave
+MAX_BATCH_RECORDS: Final = 512  # records in one frame: bounds the signature checks that one frame can ask for
+MAX_IDS_PER_MESSAGE: Final = 4_096  # 16-byte ids in one IHave, Graft or Want: 64 KiB
+MAX_OUT_QUEUE_BYTES: Final = 4 * MIB  # waiting for one peer; beyond it the peer cannot keep up and is dropped
+MAX_STREAMS_PER_PEER: Final = 256  # open at once on one connection
+STREAM_HEADER_TIMEOUT_MS: Final = 5 * SECOND_MS  # a stream that does not say its kind is reset
+
+# ------------------------------------------------------------------ admission
+
+HANDSHAKE_TIMEOUT_MS: Final = 5 * SECOND_MS  # nothing but the handshake happens before it is done
+MAX_HANDSHAKES: Final = 64  # at once, in all; a quarter is kept for addresses of known members
+MAX_HANDSHAKES_PER_SOURCE: Final = 4  # at once, from one source address
+MAX_CHAIN_DEPTH: Final = 8  # certificates between root and leaf
+MAX_CHAIN_CERTIFICATES: Final = 32  # certificates in one bundle, renewals and their issuers included
+MAX_CHAIN_BYTES: Final = 32 * KIB
+MAX_CERTIFICATE_LIFETIME_MS: Final = YEAR_MS + DAY_MS  # a member certificate lasts a year; a day of clock slack
+MEMBER_LIFETIME_MS: Final = YEAR_MS
+INVITE_LIFETIME_MS: Final = 7 * DAY_MS  # default of `invite --expires`
+# The last certificate under a revoked key was issued before that key's own certificate ended (one year) and lasts one more.
+REVOCATION_LIFETIME_MS: Final = 2 * YEAR_MS + 2 * DAY_MS
+MAX_CLOCK_SKEW_MS: Final = 15 * MINUTE_MS  # a record further in the future is "not yet"
+MAX_TOKEN_CHARS: Final = 16_384  # a token holds at most eight certificates and a few addresses
+MAX_BOOTSTRAP_ADDRESSES: Final = 16
+MAX_NAME_BYTES: Final = 64  # node, mesh and author names
+
+# ------------------------------------------------------------------ records
+
+MAX_PAYLOAD_BYTES: Final = 64 * KIB  # any record kind; each kind sets its own smaller limit
+POST_LIFETIME_MS: Final = 48 * HOUR_MS
+REFUSED_IDS: Final = 10_000  # ids refused lately, so that they are not fetched again and again
+REFUSED_MEMORY_MS: Final = 10 * MINUTE_MS
+PENDING_RECORDS: Final = 4_096  # "not yet" records held until their author's chain or their time comes
+PENDING_BYTES: Final = 8 * MIB
+SUBTREE_QUOTA_FACTOR: Final = 8  # an inviter's subtree together may post this many nodes' daily quotas
+MAX_BLAME: Final = 32  # records that no honest node could have sent, before the peer is disconnected
+MAX_STORE_BYTES: Final = (
+    1024 * MIB
+)  # the board on disk; beyond it the largest author is evicted first (local, not convergent)
+
+# ------------------------------------------------------------------ overlay (HyParView), broadcast (Plumtree)
+
+ACTIVE_VIEW: Final = 5  # HyParView: fan-out + 1 at 10,000 nodes
+PASSIVE_VIEW: Final = 30  # HyParView: six times the active view
+FULL_MESH_BELOW: Final = 8  # below this many nodes every pair that can connects
+UNDIALABLE_NEIGHBOURS: Final = 64  # neighbours behind NAT, which never count against a dialable node's active view
+ACTIVE_WALK: Final = 6  # HyParView ARWL
+PASSIVE_WALK: Final = 3  # HyParView PRWL
+SHUFFLE_EVERY_MS: Final = 10 * SECOND_MS
+SHUFFLE_ACTIVE: Final = 3
+SHUFFLE_PASSIVE: Final = 4
+DIAL_BACKOFF_MIN_MS: Final = 500
+DIAL_BACKOFF_MAX_MS: Final = 60 * SECOND_MS
+GRAFT_TIMEOUT_MS: Final = 500  # an id is announced but its payload does not come: ask for it
+GRAFT_RETRY_MS: Final = 250
+GRAFT_ATTEMPTS: Final = 6  # then reconciliation repairs it
+IHAVE_EVERY_MS: Final = 50  # announced ids are gathered this long
+
+# ------------------------------------------------------------------ reconciliation
+
+RECONCILE_EVERY_MS: Final = 30 * SECOND_MS
+RECONCILE_TIMEOUT_MS: Final = 10 * SECOND_MS  # a step unanswered for this long ends the session
+RECONCILE_SESSIONS: Final = 4  # at once, as responder; more are told to come back
+RECONCILE_MARGIN_MS: Final = MINUTE_MS  # what expires within this is left out, so that two clocks agree on the horizon
+
+# ------------------------------------------------------------------ failure detection (SWIM)
+
+PROBE_EVERY_MS: Final = 1 * SECOND_MS
+SUSPECT_AFTER_MS: Final = 2 * SECOND_MS
+DEAD_AFTER_MS: Final = 10 * SECOND_MS  # after indirect probes were given a chance
+INDIRECT_PROBES: Final = 3
+
+# ------------------------------------------------------------------ peers we remember
+
+KNOWN_PEERS: Final = 1_000

@@ -1,0 +1,26 @@
+"""What every test gets: a home of its own, no environment of the developer, and skips that CI does not accept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the developer's node, agents or names."""
+    for name in [n for n in os.environ if n.startswith("AGENTMESH_") and n != "AGENTMESH_REQUIRE_ALL"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AGENTMESH_HOME", str(tmp_path / "agentmesh-home"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """In CI (`AGENTMESH_REQUIRE_ALL`) a skipped test is a failed one: everything it needs must be there."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("AGENTMESH_REQUIRE_ALL") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but nothing may be skipped here: {report.longrepr}"
