@@ -1,0 +1,273 @@
+"""Finds the node of a home, or starts one in the background and waits until it answers.
+
+Owns the client's side of starting: the start lock, the detached process, its readiness pipe, and the hand-over by a
+newer client. What a node does once it runs is not known here; it is started as a command of its own.
+
+The readiness pipe carries JSON lines: first `{"pid": N}`, then `{"ready": true, "notes": [...]}` or `{"error": {...}}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+
+import agentmesh
+from agentmesh.control.client import AsyncNodeClient, NodeClient
+from agentmesh.control.errors import NodeLost, NodeSilent, error_from_response
+from agentmesh.control.http1 import Query
+from agentmesh.control.lock import FileLock, wait_until_free
+from agentmesh.control.tokens import JOIN_VARIABLE, join_tokens
+from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NoNode
+from agentmesh.core.paths import Home
+
+START_TIMEOUT_S: Final = 15.0  # a cold start takes 1 to 2 s on two cores; ten times that on a loaded machine
+END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
+PROBE_TIMEOUT_S: Final = 5.0
+LOG_TAIL_LINES: Final = 5
+
+Say = Callable[[str], None]
+
+
+def say_on_stderr(text: str) -> None:
+    """Where a thin client tells its user what it did besides what was asked."""
+    print(f"agentmesh: {text}", file=sys.stderr, flush=True)
+
+
+def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
+    """The client of the node that runs in this home, after starting one if there is none.
+
+    Raises:
+        NoNode: none runs and none could be started; the message says why.
+        InvalidInput: `$AGENTMESH_JOIN` holds no usable token.
+    """
+    client = NodeClient(home)
+    if _is_current(client):
+        return client
+    try:
+        home.prepare()
+        lock = FileLock.acquire(home.run / "start.lock", START_TIMEOUT_S)
+    except HomeError as error:
+        raise NoNode(f"No node could be started. {error.message}") from error
+    if lock is None:
+        raise NoNode(
+            "Another process has been starting a node in this home for too long; see its log in logs/node.log."
+        )
+    with lock:
+        _ensure_while_locked(home, client, say)
+    return client
+
+
+async def ensure_node_async(home: Home, *, say: Say = say_on_stderr) -> AsyncNodeClient:
+    """`ensure_node` for asyncio: the same waits, in a thread."""
+    import asyncio
+
+    await asyncio.to_thread(ensure_node, home, say=say)
+    return AsyncNodeClient(home)
+
+
+def request_with_node(
+    home: Home,
+    method: str,
+    path: str,
+    *,
+    params: Query | None = None,
+    json: object = None,
+    timeout_s: float = 30.0,
+    repeatable: bool = False,
+    say: Say = say_on_stderr,
+) -> dict[str, Any]:
+    """One request to the home's node, started if need be.
+
+    `repeatable` requests (reads, and posts with an idempotency key) are sent once more when the node ended before it
+    answered, which is what a hand-over to another node looks like.
+    """
+    client = ensure_node(home, say=say)
+    try:
+        return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
+    except NoNode as error:
+        if not repeatable or isinstance(error, NodeSilent):
+            raise
+    client = ensure_node(home, say=say)
+    return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
+
+
+async def request_with_node_async(
+    home: Home,
+    method: str,
+    path: str,
+    *,
+    params: Query | None = None,
+    json: object = None,
+    timeout_s: float = 30.0,
+    repeatable: bool = False,
+    say: Say = say_on_stderr,
+) -> dict[str, Any]:
+    """`request_with_node` for asyncio. Asks the node at once and looks for one only when that fails: one round trip."""
+    client = AsyncNodeClient(home)
+    try:
+        return await client.request(method, path, params=params, json=json, timeout_s=timeout_s)
+    except NoNode as error:
+        sent = isinstance(error, NodeLost)
+        if isinstance(error, NodeSilent) or (sent and not repeatable):
+            raise
+    await ensure_node_async(home, say=say)
+    return await client.request(method, path, params=params, json=json, timeout_s=timeout_s)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, for comparing: `0.2.0rc1` is (0, 2, 0)."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        digits = part[: next((i for i, c in enumerate(part) if not c.isdigit()), len(part))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)
+
+
+# ------------------------------------------------------------------ finding
+
+
+def _probe(client: NodeClient) -> dict[str, Any] | None:
+    """What the running node says of itself, or None when there is none. Raises NodeSilent when it hangs."""
+    try:
+        return client.request("GET", "/api/node", timeout_s=PROBE_TIMEOUT_S)
+    except NodeSilent:
+        raise
+    except NoNode:
+        return None
+
+
+def _is_current(client: NodeClient) -> bool:
+    """Whether a node runs that this client need not replace."""
+    node = _probe(client)
+    if node is None:
+        return False
+    older = parse_version(str(node.get("version", ""))) < parse_version(agentmesh.__version__)
+    return not (node.get("background") is True and older)
+
+
+def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
+    if _is_current(client):  # another starter was faster
+        return
+    if _probe(client) is not None:
+        say("the node in the background is older than this command; it hands over to a new one")
+        with contextlib.suppress(NoNode):  # it may just be ending by itself
+            client.request("POST", "/api/node/handover", timeout_s=END_TIMEOUT_S)
+    if not wait_until_free(home.lock, END_TIMEOUT_S):
+        # Somebody holds the lock: a node that was just starting when we looked, or one that hangs.
+        if _probe(client) is None:
+            raise NoNode(f"A node holds the home {home.root} but does not answer; see {home.logs / 'node.log'}.")
+        return
+    _start(home, say)
+
+
+# ------------------------------------------------------------------ starting
+
+
+def _start(home: Home, say: Say) -> None:
+    log = home.logs / "node.log"
+    log_start = log.stat().st_size if log.exists() else 0
+    reading, writing = os.pipe()
+    try:
+        try:
+            _spawn(home, log, writing)
+        finally:
+            os.close(writing)
+        report, pid = _await_report(reading)
+    finally:
+        os.close(reading)
+    if report is not None and report.get("ready") is True:
+        say(
+            f"started a node in the background (process {pid}); it ends by itself when nobody used it for 48 hours. "
+            "Stop it: agentmesh stop"
+        )
+        for note in cast("list[object]", report.get("notes") or []):
+            say(str(note))
+        return
+    raise _start_failure(report, log, log_start)
+
+
+def _spawn(home: Home, log: Path, ready_fd: int) -> None:
+    """Run the node's command detached: own session, no terminal, output to its log, at home in its home."""
+    environment = {**os.environ, "AGENTMESH_HOME": str(home.root)}
+    if tokens := join_tokens(()):  # resolved here: `@FILE` is relative to this process's directory
+        environment[JOIN_VARIABLE] = " ".join(tokens)
+    package_parent = Path(agentmesh.__file__).resolve().parent.parent
+    if package_parent.name not in ("site-packages", "dist-packages"):  # run from a checkout
+        inherited = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(package_parent), *([inherited] if inherited else [])])
+    # -P: the home is the working directory and must not be a place to import modules from.
+    command = [sys.executable, "-P", "-m", "agentmesh", "--background", "--ready-fd", str(ready_fd)]
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            starter = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                cwd=home.root,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(ready_fd,),
+            )
+        finally:
+            os.close(descriptor)
+        # It forks the node off and ends at once, so that the node is nobody's child and leaves no zombie here.
+        starter.wait(START_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        starter.kill()  # pyright: ignore[reportPossiblyUnboundVariable]: only wait() raises this
+        starter.wait()  # pyright: ignore[reportPossiblyUnboundVariable]
+        raise NoNode("No node could be started: its process hangs at its start.") from error
+    except OSError as error:
+        raise NoNode(f"No node could be started: {error.strerror or error}.") from error
+
+
+def _await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
+    """The node's report and process id; the report is None when it ended or took too long without one."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    buffer, pid = b"", None
+    while (remaining := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select([reading], [], [], remaining)
+        data = os.read(reading, 65536) if ready else b""
+        if not data:
+            break
+        buffer += data
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            report = cast("dict[str, Any]", json.loads(line))
+            if "pid" not in report:
+                return report, pid
+            pid = int(report["pid"])
+    return None, pid
+
+
+def _start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> AgentMeshError:
+    if report is not None:
+        error = error_from_response(500, report)
+        if isinstance(error, InvalidInput | NoNode):
+            return error
+        return NoNode(f"No node could be started. {error.message}")
+    tail = _tail(log, log_start)
+    return NoNode("No node could be started" + (f"; its log ends with:\n{tail}" if tail else f"; see {log}."))
+
+
+def _tail(log: Path, start: int) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-LOG_TAIL_LINES:])
