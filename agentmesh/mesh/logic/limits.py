@@ -19,6 +19,7 @@ MAX_BATCH_BYTES: Final = (
 MAX_BATCH_RECORDS: Final = 512  # records in one frame: bounds the signature checks that one frame can ask for
 MAX_IDS_PER_MESSAGE: Final = 4_096  # 16-byte ids in one IHave, Graft or Want: 64 KiB
 MAX_OUT_QUEUE_BYTES: Final = 4 * MIB  # waiting for one peer; beyond it the peer cannot keep up and is dropped
+MAX_OUT_QUEUE_RECORDS: Final = 400_000  # ids of records waiting for one peer: a late joiner may take the whole window, twice
 MAX_STREAMS_PER_PEER: Final = 256  # open at once on one connection
 STREAM_HEADER_TIMEOUT_MS: Final = 5 * SECOND_MS  # a stream that does not say its kind is reset
 
@@ -62,14 +63,34 @@ FULL_MESH_BELOW: Final = 8  # below this many nodes every pair that can connects
 UNDIALABLE_NEIGHBOURS: Final = 64  # neighbours behind NAT, which never count against a dialable node's active view
 ACTIVE_WALK: Final = 6  # HyParView ARWL
 PASSIVE_WALK: Final = 3  # HyParView PRWL
-SHUFFLE_EVERY_MS: Final = 10 * SECOND_MS
+SHUFFLE_EVERY_MS: Final = 10 * SECOND_MS  # after a change of neighbours
+SHUFFLE_EVERY_MAX_MS: Final = 60 * SECOND_MS  # in a quiet mesh: views stay mixed for under 100 B/s a node
+SHUFFLE_ROUTES: Final = 64  # shuffles passed on whose replies are still to be passed back
 SHUFFLE_ACTIVE: Final = 3
 SHUFFLE_PASSIVE: Final = 4
 DIAL_BACKOFF_MIN_MS: Final = 500
 DIAL_BACKOFF_MAX_MS: Final = 60 * SECOND_MS
+ISOLATED_BACKOFF_MAX_MS: Final = 8 * SECOND_MS  # without any neighbour a node tries its known peers at least this often
+MAX_DIALS: Final = 4  # overlay dials at once, so that ghosts cannot hold up the living
+DIAL_TIMEOUT_MS: Final = 15 * SECOND_MS  # a dial of which the driver never tells the end
+NEIGHBOUR_TIMEOUT_MS: Final = 2 * SECOND_MS  # an unanswered Neighbour or Join is sent again
+NEIGHBOUR_ATTEMPTS: Final = 3
+LINGER_MS: Final = (
+    30 * SECOND_MS
+)  # a link that is nobody's neighbour is kept this long, for reconciliation, then closed
+REACH_EVERY_MS: Final = (
+    10 * SECOND_MS
+)  # one lost peer is tried this often: two halves of a mesh find each other again only so
+BAN_MS: Final = 10 * MINUTE_MS  # after MAX_BLAME a peer is neither dialled nor accepted this long
 GRAFT_TIMEOUT_MS: Final = 500  # an id is announced but its payload does not come: ask for it
 GRAFT_RETRY_MS: Final = 250
 GRAFT_ATTEMPTS: Final = 6  # then reconciliation repairs it
+MISSING_IDS: Final = 16_384  # announced ids whose payload we wait for; more are left to reconciliation
+ANNOUNCERS: Final = 8  # peers remembered for one missing id
+DELIVERED_IDS: Final = 4_096  # who delivered an id first, so that a repeat by the same peer does not prune the tree
+ANNOUNCE_BURST: Final = 512  # ids of fetched records announced at once; beyond it neighbours learn by reconciliation
+ANNOUNCE_PER_SECOND: Final = 64
+OPTIMISE_HOPS: Final = 3  # Plumtree 3.8: a lazy link that would have been this many hops shorter becomes eager
 IHAVE_EVERY_MS: Final = 50  # announced ids are gathered this long
 
 # ------------------------------------------------------------------ reconciliation
@@ -77,6 +98,9 @@ IHAVE_EVERY_MS: Final = 50  # announced ids are gathered this long
 RECONCILE_EVERY_MS: Final = 30 * SECOND_MS
 RECONCILE_TIMEOUT_MS: Final = 10 * SECOND_MS  # a step unanswered for this long ends the session
 RECONCILE_SESSIONS: Final = 4  # at once, as responder; more are told to come back
+RECONCILE_BUSY_MS: Final = (
+    2 * SECOND_MS
+)  # a peer with all sessions taken is asked again after this, plus as much again at random
 RECONCILE_MARGIN_MS: Final = MINUTE_MS  # what expires within this is left out, so that two clocks agree on the horizon
 
 # ------------------------------------------------------------------ failure detection (SWIM)
@@ -85,6 +109,22 @@ PROBE_EVERY_MS: Final = 1 * SECOND_MS
 SUSPECT_AFTER_MS: Final = 2 * SECOND_MS
 DEAD_AFTER_MS: Final = 10 * SECOND_MS  # after indirect probes were given a chance
 INDIRECT_PROBES: Final = 3
+PROBES_FOR_OTHERS: Final = 64  # indirect probes in progress on others' behalf
+GONE_PEERS: Final = 256  # peers learnt to be gone and still shown with their state
+
+# ------------------------------------------------------------------ gossip as a whole
+
+EXPIRE_EVERY_MS: Final = 10 * SECOND_MS
+MAX_PENDING_SHARE: Final = 4  # one peer may fill a quarter of the "not yet" pool
+PENDING_HORIZON_MS: Final = (
+    45 * MINUTE_MS
+)  # "not yet" by time is held if it becomes acceptable this soon, else asked for again
+PEER_MESSAGES_PER_SECOND: Final = 1_000  # from one peer, sustained; 10,000 records in batches of few are well below it
+PEER_MESSAGES_BURST: Final = 10_000
+PEER_IDS_PER_SECOND: Final = 8_192  # records that one peer may ask for
+PEER_IDS_BURST: Final = 131_072  # the whole window of the budgeted mesh (100,000 posts) at once
+PRESENCE_RECORDS: Final = 10_000  # sent to a peer that asks for all presence
+PRESENCE_EVERY_MS: Final = 30 * SECOND_MS  # asked for, and granted to one peer, at most this often
 
 # ------------------------------------------------------------------ peers we remember
 

@@ -1,0 +1,187 @@
+"""One admitted connection at work: what waits to be sent, what comes in. Knows frames and streams, not what messages mean.
+
+State: two outgoing queues (messages, and ids of records to send) and their bytes. Owner: the event loop, through `send`
+and `send_records`, which never wait. Each side opens one `gossip` stream for its messages and, on first use, one
+`records` stream for bulk, so that a batch of records never delays a probe. A queue that overflows closes the link: a
+peer that cannot keep up is dropped, not waited for, and reconciliation repairs what it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from agentmesh.core.errors import AgentMeshError, ProtocolError, StreamClosed
+from agentmesh.core.tasks import TaskSet
+from agentmesh.mesh.logic.frames import MessageReader, encode
+from agentmesh.mesh.logic.limits import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_RECORDS,
+    MAX_OUT_QUEUE_BYTES,
+    MAX_OUT_QUEUE_RECORDS,
+    MAX_STREAMS_PER_PEER,
+)
+from agentmesh.mesh.logic.messages import AnyMessage, Gossip, RecordBatch
+from agentmesh.mesh.logic.record import SignedRecord
+from agentmesh.mesh.streams import FrameStream, StreamKind, open_framed, read_header
+from agentmesh.mesh.transport import Connection, Stream
+
+_log = logging.getLogger(__name__)
+
+OnMessage = Callable[[bytes, AnyMessage], Awaitable[None]]
+OnStream = Callable[[bytes, Stream], Awaitable[None]]
+LoadRecords = Callable[[Sequence[bytes]], Awaitable[list[SignedRecord]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHandlers:
+    """What a link calls; all of it belongs to the driver."""
+
+    on_message: OnMessage
+    load_records: LoadRecords
+    services: dict[StreamKind, OnStream]  # control now; http, rpc and blob are registered by later layers
+
+
+class Link:
+    """The peer `peer` on `connection`, from admission to its end."""
+
+    def __init__(self, peer: bytes, connection: Connection, handlers: LinkHandlers) -> None:
+        self.peer = peer
+        self.connection = connection
+        self._handlers = handlers
+        self._tasks = TaskSet(f"link-{peer.hex()[:8]}")
+        self._messages: deque[bytes] = deque()
+        self._message_bytes = 0
+        self._records: deque[tuple[tuple[bytes, ...], int | None]] = deque()
+        self._record_count = 0
+        self._messages_waiting = asyncio.Event()
+        self._records_waiting = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    def send(self, message: AnyMessage) -> None:
+        """Queue one message; closes the link when the peer has not taken the last MAX_OUT_QUEUE_BYTES."""
+        body = encode(message)
+        self._message_bytes += len(body)
+        if self._message_bytes > MAX_OUT_QUEUE_BYTES:
+            self.close("the peer does not keep up")
+            return
+        self._messages.append(body)
+        self._drained.clear()
+        self._messages_waiting.set()
+
+    def send_records(self, ids: tuple[bytes, ...], hop: int | None) -> None:
+        """Queue records to be loaded and sent; `hop` makes them Gossip, else they go as RecordBatch."""
+        self._record_count += len(ids)
+        if self._record_count > MAX_OUT_QUEUE_RECORDS:
+            self.close("the peer asks for more records than it takes")
+            return
+        self._records.append((ids, hop))
+        self._records_waiting.set()
+
+    def close(self, reason: str) -> None:
+        """End the connection; `run` then returns."""
+        self.connection.close(reason)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait, at most `timeout_s`, until queued messages were handed to the transport (before a clean goodbye)."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
+
+    async def run(self) -> str:
+        """Serve the link until its connection ends; returns the reason. Everything started here has ended then."""
+        self._tasks.spawn(self._guard(self._write_messages()), name="messages")
+        self._tasks.spawn(self._guard(self._write_records()), name="records")
+        self._tasks.spawn(self._guard(self._accept_streams()), name="accept")
+        try:
+            return await self.connection.wait_closed()
+        finally:
+            self.connection.close("done")
+            await self._tasks.close()
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """A stream's failure ends the link with its sentence; it is the peer's or the network's doing, not ours."""
+        try:
+            await work
+        except (StreamClosed, ProtocolError) as error:
+            self.close(str(error))
+        except AgentMeshError as error:
+            _log.warning("link to %s: %s", self.peer.hex()[:8], error)
+            self.close("internal error")
+
+    async def _write_messages(self) -> None:
+        out = await open_framed(self.connection, StreamKind.GOSSIP)
+        while True:
+            await self._messages_waiting.wait()
+            self._messages_waiting.clear()
+            while self._messages:
+                body = self._messages.popleft()
+                await out.write_frame(body)
+                self._message_bytes -= len(body)
+            self._drained.set()
+
+    async def _write_records(self) -> None:
+        out: FrameStream | None = None
+        while True:
+            await self._records_waiting.wait()
+            self._records_waiting.clear()
+            while self._records:
+                ids, hop = self._records.popleft()
+                for start in range(0, len(ids), MAX_BATCH_RECORDS):
+                    chunk = ids[start : start + MAX_BATCH_RECORDS]
+                    out = out or await open_framed(self.connection, StreamKind.RECORDS)
+                    for batch in batches(await self._handlers.load_records(chunk)):
+                        await out.write_struct(RecordBatch(batch) if hop is None else Gossip(batch, hop))
+                    self._record_count -= len(chunk)
+
+    async def _accept_streams(self) -> None:
+        while True:
+            stream = await self.connection.accept_stream()
+            if len(self._tasks) > MAX_STREAMS_PER_PEER:
+                stream.abort()
+                continue
+            self._tasks.spawn(self._guard(self._serve(stream)), name="stream")
+
+    async def _serve(self, stream: Stream) -> None:
+        try:
+            header = await read_header(stream)
+        except StreamClosed:
+            return  # the peer changed its mind about one stream; the connection goes on
+        kind = header.known_kind
+        if kind in (StreamKind.GOSSIP, StreamKind.RECORDS):
+            await self._read_messages(FrameStream(stream))
+        elif kind is not None and (serve := self._handlers.services.get(kind)):
+            try:
+                await serve(self.peer, stream)
+            except (StreamClosed, ProtocolError) as error:
+                _log.debug("stream %s of %s: %s", kind, self.peer.hex()[:8], error)
+                stream.abort()
+        else:
+            stream.abort()  # a kind of a later version: refused, never fatal
+
+    async def _read_messages(self, frames: FrameStream) -> None:
+        reader = MessageReader()
+        while (body := await frames.read_frame()) is not None:
+            if (message := reader.read(body)) is not None:
+                await self._handlers.on_message(self.peer, message)
+
+
+def batches(records: Sequence[SignedRecord]) -> list[tuple[SignedRecord, ...]]:
+    """Records packed into frames of at most MAX_BATCH_BYTES and MAX_BATCH_RECORDS, in order."""
+    packed: list[tuple[SignedRecord, ...]] = []
+    batch: list[SignedRecord] = []
+    size = 0
+    for record in records:
+        record_bytes = len(record.body) + len(record.signature) + 16
+        if batch and (size + record_bytes > MAX_BATCH_BYTES or len(batch) >= MAX_BATCH_RECORDS):
+            packed.append(tuple(batch))
+            batch, size = [], 0
+        batch.append(record)
+        size += record_bytes
+    if batch:
+        packed.append(tuple(batch))
+    return packed
