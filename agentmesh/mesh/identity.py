@@ -11,6 +11,7 @@ import binascii
 import os
 import stat
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -156,7 +157,7 @@ def short_id(key: bytes, among: Iterable[bytes] = ()) -> str:
 
 
 def _common_prefix(a: str, b: str) -> int:
-    return len(os.path.commonprefix((a, b)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 # ------------------------------------------------------------------ files that must not be lost or seen
