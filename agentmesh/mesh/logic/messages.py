@@ -106,7 +106,10 @@ class Shuffle(Message, tag=15):
 
 
 class ShuffleReply(Message, tag=16):
+    """Goes back along the walk that its Shuffle took (the origin may be behind NAT), hop by hop towards `origin`."""
+
     entries: tuple[PeerEntry, ...]
+    origin: bytes = b""
 
 
 # ------------------------------------------------------------------ broadcast (Plumtree)
@@ -120,14 +123,18 @@ class Gossip(Message, tag=20):
 
 
 class IHave(Message, tag=21):
-    """16-byte ids, concatenated, that the sender can give."""
+    """16-byte ids, concatenated, that the sender can give.
+
+    With `hop` > 0 the ids travel along the tree: a miss is repaired by Graft. With 0 the sender fetched them (from a
+    reconciliation, or once an author became known): a miss is asked for by WantRecords and the tree stays as it is.
+    """
 
     ids: bytes
     hop: int
 
 
 class Graft(Message, tag=22):
-    """Send me these (concatenated 16-byte ids) and make our link eager."""
+    """Send me these (concatenated 16-byte ids, perhaps none) and make our link eager."""
 
     ids: bytes
 
@@ -140,7 +147,11 @@ class Prune(Message, tag=23):
 
 
 class Reconcile(Message, tag=30):
-    """One step of a range-based set reconciliation; the body's format belongs to reconcile.py."""
+    """One step of a range-based set reconciliation; the body's format belongs to reconcile.py.
+
+    The initiator with the smaller node id uses even session numbers, the other odd ones. An empty body from the responder
+    means: all my sessions are taken, come back later.
+    """
 
     session: int
     body: bytes
@@ -153,7 +164,7 @@ class RecordBatch(Message, tag=31):
 
 
 class WantRecords(Message, tag=32):
-    """Send me these (concatenated 16-byte ids) as RecordBatch."""
+    """Send me these (concatenated 16-byte ids) as RecordBatch. No id at all: all presence (what is never reconciled)."""
 
     ids: bytes
 
