@@ -287,3 +287,8 @@ def _check_voucher(c: Certificate, issuer: Certificate, older: Certificate | Non
 def renewable_from_ms(certificate: Certificate) -> int:
     """The middle of a certificate's life: from here on any member renews it."""
     return certificate.issued_ms + (certificate.expires_ms - certificate.issued_ms) // 2
+
+
+def is_renewable_by(issuer: Certificate, older: Certificate) -> bool:
+    """Whether the issuer renews without showing the older certificate: a founder, for anybody but a founder."""
+    return issuer.is_founder and not older.is_founder
