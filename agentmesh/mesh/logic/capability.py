@@ -115,11 +115,16 @@ def verify_chain(
     leaf = verify_lineage(chain, mesh, verify, cache=cache)
     if leaf.role is not role:
         raise InvalidChain(f"This is a certificate for the role '{leaf.role}', not '{role}'.")
+    check_time(leaf, now_ms)
+    return leaf
+
+
+def check_time(leaf: Certificate, now_ms: int) -> None:
+    """Raises: ExpiredChain, EarlyChain."""
     if now_ms >= leaf.expires_ms:
-        raise ExpiredChain
+        raise ExpiredChain("This invite has expired; ask a member for a new one." if leaf.role is Role.INVITE else None)
     if leaf.issued_ms > now_ms + MAX_CLOCK_SKEW_MS:
         raise EarlyChain
-    return leaf
 
 
 def verify_lineage(chain: Chain, mesh: bytes, verify: Verify, *, cache: CertificateCache | None = None) -> Certificate:

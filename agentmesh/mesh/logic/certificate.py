@@ -300,3 +300,8 @@ def leaf_of(chain: Chain) -> Certificate:
 def merge(*parts: Sequence[bytes]) -> tuple[bytes, ...]:
     """All elements in order, keeping the first occurrence of each."""
     return tuple(dict.fromkeys(element for part in parts for element in part))
+
+
+def subchain(chain: Chain, digest: bytes) -> Chain:
+    """The chain of one certificate within `chain`. Raises: MalformedChain: it is not there."""
+    return tuple(node.signed for node in walk(parse_nodes(chain), digest))

@@ -91,7 +91,7 @@ def issue_invitation(
 
 
 def issue_admission(
-    invite_chain: Chain, issuer_chain: Chain, sign: Sign, joiner: bytes, proof: JoinProof, now_ms: int
+    invite_chain: Chain, issuer_chain: Chain, sign: Sign, *, joiner: bytes, proof: JoinProof, now_ms: int
 ) -> Chain:
     """A year's membership for `joiner`, who showed the invite and both signatures of `proof`.
 
