@@ -267,6 +267,20 @@ class RecordIndex:
         self._quota.take_author(author)
         return tuple(entry.id for entry in written)
 
+    def drop(self, ids: Iterable[bytes], now_ms: int) -> tuple[bytes, ...]:
+        """Drop records that Trust no longer holds, and do not fetch them again for a while."""
+        dropped = [entry for id_ in ids if (entry := self._entries.get(id_)) is not None]
+        for entry in dropped:
+            self._forget(entry)
+            self._refused.add(entry.id, now_ms)
+        return tuple(entry.id for entry in dropped)
+
+    def follow(self, authors: Iterable[bytes], now_ms: int) -> tuple[bytes, ...]:
+        """Place the slots of authors anew whose subtrees may have changed."""
+        for author in authors:
+            self._follow_author(author, now_ms)
+        return self._settle_debts()
+
     def requota(self, now_ms: int) -> tuple[bytes, ...]:
         """Apply changed quotas or subtrees to everything kept. What now fits again comes back by reconciliation."""
         self._refused.clear()
