@@ -1,0 +1,145 @@
+"""The `agentmesh` command: its options, its subcommands, and how every failure becomes one sentence and an exit code.
+
+Imports nothing heavy: the node's own half is loaded only when this process becomes a node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import agentmesh
+from agentmesh.cli.blackboard import blackboard, install_skill
+from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
+from agentmesh.cli.output import fail
+from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
+from agentmesh.core.log import level_from_environment, redact, setup_logging
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+EXAMPLES = """\b
+Examples:
+  agentmesh blackboard "STATUS: migrating the billing tests"   post, and start a node if none runs
+  agentmesh blackboard                                         read what others posted
+  agentmesh blackboard --search "flaky login test"             search the last 48 hours
+  agentmesh blackboard --mcp                                   serve the board to an agent over MCP
+  agentmesh --client                                           run a node here; prints an invite
+  agentmesh --client --join amesh1.…                           join the mesh of an invite
+  agentmesh invite --expires 1d                                make another invite
+  agentmesh status                                             what this node is and whom it sees
+"""
+
+
+class _Root(click.Group):
+    """`blackboard install-skill` is a command of its own; any other word after `blackboard` is a text to post."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:2] == ["blackboard", "install-skill"]:
+            return "blackboard install-skill", install_skill, args[2:]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Root,
+    invoke_without_command=True,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "terminal_width": 100},
+)
+@click.option("--client", is_flag=True, help="Run a gossip node in the foreground until Ctrl-C; prints an invite.")
+@click.option(
+    "--join",
+    "join",
+    multiple=True,
+    metavar="TOKEN",
+    help="Join the mesh of this invite; also @FILE or - for stdin, else $AGENTMESH_JOIN. Repeatable.",
+)
+@click.option("--name", metavar="NAME", help="What this node is called on the mesh.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port of the model API on loopback (0: any)."
+)
+@click.option(
+    "--console", type=click.IntRange(0, 65535), metavar="PORT", help="Port of the management API on loopback. [3131]"
+)
+@click.option("--bind-port", type=click.IntRange(0, 65535), metavar="PORT", help="UDP port for other nodes (0: any).")
+@click.option(
+    "--policy",
+    multiple=True,
+    metavar="KEY=N",
+    help="A quota of the mesh that is founded: posts_per_minute, posts_per_day, author_posts_per_minute. Repeatable.",
+)
+@click.option("--background", is_flag=True, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("-v", "--verbose", count=True, help="Log more: -v information, -vv everything. Also $AGENTMESH_LOG.")
+@click.version_option(agentmesh.__version__, prog_name="agentmesh", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
+    """A shared blackboard for agents on one encrypted peer-to-peer mesh.
+
+    Commands that need a node find the one of this home ($AGENTMESH_HOME, else ~/.agentmesh) or start one in the background.
+    """
+    if verbose:
+        os.environ["AGENTMESH_LOG"] = "info" if verbose == 1 else "debug"
+    level = level_from_environment()
+    if ctx.invoked_subcommand is not None:
+        setup_logging(level)
+        given = [name for name, value in options.items() if value not in (None, False, ())]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to 'agentmesh --client', not to a command.")
+    elif options["client"] or options["background"]:
+        run_node(options)
+    elif any(value not in (None, False, ()) for value in options.values()):
+        raise click.UsageError("These options need --client.")
+    else:
+        click.echo(ctx.get_help())
+
+
+for command in (blackboard, status, invite, revoke, leave, stop):
+    cli.add_command(command)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or refused input, 3 no node."""
+    try:
+        result: object = cli.main(arguments, prog_name="agentmesh", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        fail(_usage_sentence(error))
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except AgentMeshError as error:
+        logging.getLogger(__name__).debug("failed", exc_info=error)
+        fail(redact(error.message))
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more may be written, not even by the interpreter's own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        logging.getLogger(__name__).debug("failed", exc_info=error)
+        fail(
+            redact(f"this is a defect in agentmesh: {type(error).__name__}: {error}. AGENTMESH_LOG=debug shows where.")
+        )
+        return EXIT_FAILED
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    message = error.format_message().strip().replace("\n", " ")
+    message = message if message.endswith((".", "?", "!")) else f"{message}."
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message} Try: {context.command_path} --help" if context is not None else message
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())

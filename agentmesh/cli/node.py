@@ -1,0 +1,211 @@
+"""Commands about the node and its mesh: status, invite, revoke, leave, stop, and becoming a node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import click
+
+from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.control.client import NodeClient
+from agentmesh.control.errors import NodeLost
+from agentmesh.control.lock import FileLock, wait_until_free
+from agentmesh.control.start import END_TIMEOUT_S, ensure_node
+from agentmesh.control.tokens import join_tokens
+from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
+from agentmesh.core.paths import Home
+from agentmesh.core.units import parse_duration_ms
+
+POLICY_KEYS: Final = ("posts_per_minute", "posts_per_day", "author_posts_per_minute")
+MAX_POLICY_VALUE: Final = 1_000_000_000
+
+
+def run_node(options: Mapping[str, Any]) -> int:
+    """Become the node of this home, in the foreground or (hidden) as the detached process that a thin client starts."""
+    if options["background"]:
+        _fork_off()
+    from agentmesh.node.options import NodeOptions
+
+    chosen = NodeOptions(
+        background=bool(options["background"]),
+        ready_fd=options["ready_fd"],
+        join=join_tokens(options["join"]),
+        name=options["name"],
+        api_port=options["port"],
+        console_port=options["console"],
+        bind_port=options["bind_port"],
+        policy=parse_policy(options["policy"]),
+    )
+    from agentmesh.node.process import run_process
+
+    code = run_process(Home.from_environment(), chosen)
+    raise click.exceptions.Exit(code)
+
+
+def _fork_off() -> None:
+    """Go on as a child of init: whoever starts a node may live long (an MCP server) and shall keep no zombie."""
+    if os.fork() > 0:
+        os._exit(0)
+
+
+def parse_policy(pairs: tuple[str, ...]) -> dict[str, int]:
+    """`KEY=N` pairs as quotas. Raises: InvalidInput: an unknown key, or a value that is no positive number."""
+    policy: dict[str, int] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in POLICY_KEYS:
+            raise InvalidInput(f"'{key}' is no quota; there are {', '.join(POLICY_KEYS)}.")
+        if not (value.isascii() and value.isdigit() and 0 < int(value) <= MAX_POLICY_VALUE):
+            raise InvalidInput(f"{key} must be a whole number from 1 to {MAX_POLICY_VALUE}, not '{value}'.")
+        policy[key] = int(value)
+    return policy
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """Show this home's node, its mesh and its peers.
+
+    Starts nothing: when no node runs, it says so and exits with 3.
+    """
+    report = NodeClient(Home.from_environment()).request("GET", "/api/status")
+    if as_json:
+        emit_json(report)
+    else:
+        _show_status(report)
+
+
+def _show_status(report: Mapping[str, Any]) -> None:
+    facts = {
+        "node": f"{report['name']}  {report['node_id']}",
+        "mesh": f"{report['mesh_name']}  {report['mesh_id']}",
+        "state": report["state"],
+        "version": report["version"],
+        "ports": ", ".join(
+            f"{label} {report[key]}"
+            for label, key in (("console", "console_port"), ("bind", "bind_port"), ("api", "api_port"))
+            if report.get(key) is not None
+        ),
+        "posts": report["blackboard"]["posts"],
+        "quotas": ", ".join(f"{key} {value}" for key, value in report["policy"].items()),
+    }
+    for label, value in facts.items():
+        click.echo(f"{label + ':':9} {safe_line(value)}")
+    _show_peers(cast("list[dict[str, Any]]", report["peers"]))
+
+
+def _show_peers(peers: list[dict[str, Any]]) -> None:
+    click.echo(f"{'peers:':9} {len(peers)}")
+    if not peers:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("node", "name", "state", "address", "rtt"):
+        table.add_column(column, no_wrap=True)
+    for peer in peers:
+        rtt = f"{peer['rtt_ms']:.1f} ms" if peer.get("rtt_ms") is not None else ""
+        cells = (str(peer["node_id"])[:12], peer["name"], peer["state"], peer.get("address") or "", rtt)
+        table.add_row(*(_plain(cell) for cell in cells))
+    Console(soft_wrap=True).print(table)
+
+
+def _plain(cell: object) -> Any:
+    """Other people's names are text, not rich's markup."""
+    from rich.text import Text
+
+    return Text(safe_line(cell))
+
+
+@click.command()
+@click.option("--expires", metavar="DURATION", help="How long it can be used: 30s, 15m, 12h, 7d. [7d]")
+@click.option(
+    "--uses", type=click.IntRange(1, 1_000_000), metavar="N", help="How many nodes may join with it. [any number]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {token, invite_id, expires_at, uses}.")
+def invite(expires: str | None, uses: int | None, as_json: bool) -> None:
+    """Print an invite token for this node's mesh.
+
+    Whoever has the token can join and read the board: hand it over like a password.
+    """
+    body = {"expires_ms": parse_duration_ms(expires) if expires is not None else None, "uses": uses}
+    made = ensure_node(Home.from_environment()).request("POST", "/api/mesh/invite", json=body)
+    if as_json:
+        emit_json(made)
+    else:
+        click.echo(made["token"])
+
+
+@click.command()
+@click.argument("target", metavar="NODE|INVITE")
+def revoke(target: str) -> None:
+    """Take a node's membership, or an invite, back.
+
+    NODE or INVITE is an id or its beginning. A revoked node is disconnected everywhere and its posts are dropped.
+    """
+    done = ensure_node(Home.from_environment()).request("POST", "/api/mesh/revoke", json={"target": target})
+    note(str(done["message"]))
+
+
+@click.command()
+def leave() -> None:
+    """Forget the membership of the present mesh, and stop the node.
+
+    The next start founds a mesh of this home's own, or joins another with --join.
+    """
+    home = Home.from_environment()
+    home.prepare()
+    try:
+        done = NodeClient(home).request("POST", "/api/node/leave")
+        _await_end(home)
+    except NoNode as error:
+        if isinstance(error, NodeLost):
+            raise
+        with _as_holder(home):
+            from agentmesh.mesh.membership_files import forget_membership
+
+            forgotten = forget_membership(home)
+        done = {"message": "Left the mesh." if forgotten else "This home is on no mesh."}
+    note(str(done["message"]))
+
+
+@click.command()
+def stop() -> None:
+    """Stop this home's node.
+
+    Its mesh and its board stay for the next start.
+    """
+    home = Home.from_environment()
+    try:
+        done = NodeClient(home).request("POST", "/api/node/stop")
+    except NoNode as error:
+        if isinstance(error, NodeLost):
+            _await_end(home)
+            return
+        raise
+    _await_end(home)
+    note(str(done["message"]))
+
+
+def _await_end(home: Home) -> None:
+    if not wait_until_free(home.lock, END_TIMEOUT_S):
+        raise AgentMeshError(f"The node was told to stop but still runs after {END_TIMEOUT_S:.0f} s.")
+
+
+@contextlib.contextmanager
+def _as_holder(home: Home) -> Any:
+    lock = FileLock.acquire(home.lock, timeout_s=1.0)
+    if lock is None:
+        raise NoNode(f"A node holds the home {home.root} but does not answer.")
+    with lock:
+        yield
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person sits at the other end of stdin."""
+    return sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison]: None when closed

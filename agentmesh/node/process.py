@@ -1,0 +1,182 @@
+"""The node as a process: its lock, log, signals, what it prints, and how it ends.
+
+Owns nothing that is on the mesh or the board; `Node` (runtime.py) does the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TextIO
+
+from agentmesh.core.config import Config, load_config
+from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, AgentMeshError
+from agentmesh.core.log import level_from_environment, redact, setup_logging
+from agentmesh.core.paths import Home
+from agentmesh.core.tasks import TaskSet
+from agentmesh.node.options import NodeOptions
+from agentmesh.node.readiness import ReadyPipe
+from agentmesh.node.takeover import HeldHome, take_home
+
+if TYPE_CHECKING:
+    from agentmesh.node.runtime import Node
+
+_log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S: Final = 5.0  # a clean leave; then the process ends as if it had been killed, which loses nothing either
+IDLE_CHECKS: Final = 20  # looks at idleness within one idle_exit
+IDLE_CHECK_MAX_S: Final = 60.0
+
+
+def run_process(home: Home, options: NodeOptions) -> int:
+    """Run a node until it is told to end; returns the exit code.
+
+    Raises:
+        AgentMeshError: the node could not start (in the foreground; in the background the starter is told).
+    """
+    os.umask(0o077)
+    pipe = ReadyPipe(options.ready_fd)
+    try:
+        home.prepare()
+        _set_up_log(home, options)
+        config = load_config(home.config)
+        held = take_home(home, background=options.background)
+        try:
+            return _run_loop(home, options, config, held, pipe)
+        finally:
+            held.release()
+    except AgentMeshError as error:
+        pipe.failed(error)
+        if options.background:
+            _log.error("%s", error.message)
+            return error.exit_code
+        raise
+
+
+def _set_up_log(home: Home, options: NodeOptions) -> None:
+    if options.background:
+        os.chdir(home.root)
+        setup_logging(level_from_environment("info"), home.logs / "node.log")
+    else:
+        setup_logging(level_from_environment())
+
+
+def _run_loop(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> int:
+    main = _main(home, options, config, held, pipe)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def _main(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> int:
+    with _without("pandas", "numpy"):
+        from agentmesh.node.runtime import Node
+
+    node = Node(home, options, config)
+    _handle_signals(node.request_stop, background=options.background)
+    tasks = TaskSet("process")
+    stopping = tasks.spawn(node.stopping.wait(), name="stopping")
+    starting = tasks.spawn(node.start(), name="start")
+    code = EXIT_DONE
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting  # raises what went wrong
+            _announce(node, options, pipe)
+            held.settled()
+            if options.background:
+                tasks.spawn(_end_when_idle(node, config.idle_exit_ms / 1000), name="idle")
+            await stopping
+            _log.info("stopping: %s", node.stop_reason)
+    finally:
+        if not await _stop(node, tasks):
+            code = EXIT_FAILED
+    return code
+
+
+async def _stop(node: Node, tasks: TaskSet) -> bool:
+    """Leave within `STOP_TIMEOUT_S`; returns whether everything ended as it should."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await tasks.close(grace_s=1.0)
+            await node.stop()
+    except TimeoutError:
+        _log.error("the node did not end cleanly within %s s", STOP_TIMEOUT_S)
+        node.abandon()
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ saying that it is there
+
+
+def _announce(node: Node, options: NodeOptions, pipe: ReadyPipe) -> None:
+    for note in node.notes:
+        _say(sys.stderr, note)
+    if not options.background:
+        _say(sys.stderr, f"console: http://127.0.0.1:{node.console_port}/ (its token is in {node.home.node_json})")
+        _say(sys.stderr, f"other nodes: UDP port {node.bind_port}")
+        if node.invite_token is not None:
+            _say(sys.stdout, f"Invite: {node.invite_token}", secret=True)
+    pipe.ready(node.notes)
+
+
+def _say(stream: TextIO, text: str, *, secret: bool = False) -> None:
+    """Print a line. Whoever read it may be gone: that is no reason for a node to end."""
+    try:
+        print(text if secret else redact(text), file=stream, flush=True)
+    except OSError as error:
+        _log.info("output is closed: %s", error)
+
+
+# ------------------------------------------------------------------ ending
+
+
+def _handle_signals(request_stop: Callable[[str], None], *, background: bool) -> None:
+    """The first signal leaves cleanly, a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    seen: list[signal.Signals] = []
+
+    def received(number: signal.Signals) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(128 + number)
+        request_stop(number.name)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, received, number)
+    if background:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it has no terminal to lose
+    else:
+        loop.add_signal_handler(signal.SIGHUP, received, signal.SIGHUP)
+
+
+async def _end_when_idle(node: Node, idle_exit_s: float) -> None:
+    while node.idle_s() < idle_exit_s:
+        await asyncio.sleep(min(IDLE_CHECK_MAX_S, idle_exit_s / IDLE_CHECKS))
+    node.request_stop("nobody used this node for so long")
+
+
+@contextmanager
+def _without(*packages: str) -> Generator[None, None, None]:
+    """Make optional packages look absent while the node's modules are imported.
+
+    sqlite-utils imports pandas where it finds it, and scrubadub (of the scrub worker) brings it: 48 MiB and 0.3 s that
+    nothing here uses (measured, Python 3.11).
+    """
+    absent = [name for name in packages if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]: what import takes for "not there" (PEP 328)
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
