@@ -19,7 +19,9 @@ MAX_BATCH_BYTES: Final = (
 MAX_BATCH_RECORDS: Final = 512  # records in one frame: bounds the signature checks that one frame can ask for
 MAX_IDS_PER_MESSAGE: Final = 4_096  # 16-byte ids in one IHave, Graft or Want: 64 KiB
 MAX_OUT_QUEUE_BYTES: Final = 4 * MIB  # waiting for one peer; beyond it the peer cannot keep up and is dropped
-MAX_OUT_QUEUE_RECORDS: Final = 400_000  # ids of records waiting for one peer: a late joiner may take the whole window, twice
+MAX_OUT_QUEUE_RECORDS: Final = (
+    400_000  # ids of records waiting for one peer: a late joiner may take the whole window, twice
+)
 MAX_STREAMS_PER_PEER: Final = 256  # open at once on one connection
 STREAM_HEADER_TIMEOUT_MS: Final = 5 * SECOND_MS  # a stream that does not say its kind is reset
 
@@ -101,7 +103,17 @@ RECONCILE_SESSIONS: Final = 4  # at once, as responder; more are told to come ba
 RECONCILE_BUSY_MS: Final = (
     2 * SECOND_MS
 )  # a peer with all sessions taken is asked again after this, plus as much again at random
+RECONCILE_AGAIN_MS: Final = 5 * SECOND_MS  # between two sessions that we begin with the same peer
+RECONCILE_ATTEMPTS: Final = 3  # of a session that timed out, before the next regular one
+RECONCILE_QUIET_MS: Final = 2 * SECOND_MS  # a peer whose records are still coming in would be asked for them twice
 RECONCILE_MARGIN_MS: Final = MINUTE_MS  # what expires within this is left out, so that two clocks agree on the horizon
+RECONCILE_BODY_BYTES: Final = (
+    512 * KIB
+)  # our answers; what does not fit waits for the next session, so any frame may carry one
+RECONCILE_STEPS: Final = 8  # messages that one side answers in a session; three suffice
+MAX_SPLIT_RANGES: Final = (
+    256  # sub-ranges of one cell in one reconciliation message: bounds the searches it can ask for
+)
 
 # ------------------------------------------------------------------ failure detection (SWIM)
 
