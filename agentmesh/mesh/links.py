@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from agentmesh.core.errors import AgentMeshError, ProtocolError, StreamClosed
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.frames import MessageReader, encode
+from agentmesh.mesh.logic.gossip import batches
 from agentmesh.mesh.logic.limits import (
-    MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS,
     MAX_OUT_QUEUE_BYTES,
     MAX_OUT_QUEUE_RECORDS,
@@ -168,20 +168,3 @@ class Link:
         while (body := await frames.read_frame()) is not None:
             if (message := reader.read(body)) is not None:
                 await self._handlers.on_message(self.peer, message)
-
-
-def batches(records: Sequence[SignedRecord]) -> list[tuple[SignedRecord, ...]]:
-    """Records packed into frames of at most MAX_BATCH_BYTES and MAX_BATCH_RECORDS, in order."""
-    packed: list[tuple[SignedRecord, ...]] = []
-    batch: list[SignedRecord] = []
-    size = 0
-    for record in records:
-        record_bytes = len(record.body) + len(record.signature) + 16
-        if batch and (size + record_bytes > MAX_BATCH_BYTES or len(batch) >= MAX_BATCH_RECORDS):
-            packed.append(tuple(batch))
-            batch, size = [], 0
-        batch.append(record)
-        size += record_bytes
-    if batch:
-        packed.append(tuple(batch))
-    return packed

@@ -1,0 +1,265 @@
+"""Drives the gossip machine on real connections: feeds it events, performs its effects. Decides nothing itself.
+
+State: the links by node id, the ordered queue of store operations. Owner: the event loop. `feed` runs the machine and
+performs every effect without waiting; what takes time (dialling, disk, set reconciliation, signature checks of large
+batches) happens in tasks and threads and comes back as events. The store's queue is worked off in order, so that what was
+stored and then dropped ends dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+from agentmesh.core.clock import Clock
+from agentmesh.core.errors import PeerError, StorageError
+from agentmesh.core.tasks import TaskSet
+from agentmesh.mesh.links import Link
+from agentmesh.mesh.logic.events import (
+    ClosePeer,
+    DialFailed,
+    DialPeer,
+    DropRecords,
+    Effect,
+    EndReconcile,
+    Event,
+    MessageReceived,
+    NodeId,
+    PeerConnected,
+    PeerLost,
+    PeerState,
+    ReportPeer,
+    SendMessage,
+    SendRecords,
+    StepReconcile,
+    StoreRecords,
+    TimePassed,
+)
+from agentmesh.mesh.logic.gossip import GossipMachine
+from agentmesh.mesh.logic.messages import AnyMessage, Gossip, RecordBatch
+from agentmesh.mesh.logic.overlay import keeps_new_connection
+from agentmesh.mesh.logic.record import Record
+from agentmesh.mesh.reconciler import Reconciler
+from agentmesh.mesh.store import RecordStore
+from agentmesh.mesh.verifier import CachingVerifier
+
+_log = logging.getLogger(__name__)
+
+DialNode = Callable[[NodeId, tuple[str, ...]], Awaitable[None]]
+OnRecords = Callable[[Sequence[Record]], Awaitable[None]]
+OnDropped = Callable[[Sequence[bytes], str], Awaitable[None]]
+
+# A machine that asks to be woken later than this is looked at anyway: a wall clock may have jumped.
+_MAX_SLEEP_S: Final = 5.0
+MAX_STORE_QUEUE: Final = 256  # steps waiting for the disk, each at most one message's records
+
+
+class GossipDriver:
+    """One node's gossip machine, its links and its store."""
+
+    def __init__(
+        self,
+        machine: GossipMachine,
+        *,
+        store: RecordStore,
+        verifier: CachingVerifier,
+        reconciler: Reconciler,
+        clock: Clock,
+        dial: DialNode,
+    ) -> None:
+        self._machine = machine
+        self._store = store
+        self._verifier = verifier
+        self._reconciler = reconciler
+        self._clock = clock
+        self._dial = dial
+        self._links: dict[NodeId, Link] = {}
+        self._tasks = TaskSet("gossip")
+        self._store_queue: deque[StoreRecords | DropRecords] = deque()
+        self._store_waiting = asyncio.Event()
+        self._store_idle = asyncio.Event()
+        self._store_idle.set()
+        self._wake = asyncio.Event()
+        self._watchers: list[tuple[OnRecords, OnDropped]] = []
+        self.on_peer_state: Callable[[NodeId, PeerState], None] | None = None
+        self.on_records_dropped_by_disk: Callable[[Sequence[Record]], None] | None = None
+
+    @property
+    def links(self) -> dict[NodeId, Link]:
+        """The live links by peer; for reading."""
+        return self._links
+
+    def watch(self, on_records: OnRecords, on_dropped: OnDropped) -> None:
+        """Be told of records once they are durable, and of ids once they are gone."""
+        self._watchers.append((on_records, on_dropped))
+
+    def start(self) -> None:
+        """Begin to keep time and to write."""
+        self._tasks.spawn(self._keep_time(), name="time")
+        self._tasks.spawn(self._keep_store(), name="store")
+
+    async def stop(self, reason: str) -> None:
+        """Say goodbye to every peer, close the links, finish what is queued for the store."""
+        links = list(self._links.values())
+        self._perform(self._machine.farewell(reason))
+        await asyncio.gather(*(link.flush(1.0) for link in links))
+        for link in links:
+            link.close(reason)
+        try:
+            await asyncio.wait_for(self._store_idle.wait(), 5.0)
+        except TimeoutError:
+            _log.error("the store did not take the last records within 5 s")
+        await self._tasks.close()
+
+    # ------------------------------------------------------------------ events in
+
+    def feed(self, event: Event) -> None:
+        """Run the machine on one event and perform its effects. Never waits."""
+        self._perform(self._machine.handle(event, self._clock.now_ms()))
+        self._wake.set()
+
+    async def on_message(self, peer: NodeId, message: AnyMessage) -> None:
+        """A link's message; batches have their signatures checked off the loop first, which holds up that peer only."""
+        if isinstance(message, Gossip | RecordBatch):
+            await self._verifier.prepare(message.records)
+            while (
+                len(self._store_queue) > MAX_STORE_QUEUE
+            ):  # the disk is slower than this peer: it waits, nobody else does
+                await self._store_idle.wait()
+        if peer in self._links:
+            self.feed(MessageReceived(peer, message))
+
+    async def run_link(self, link: Link, addresses: tuple[str, ...], dialable: bool) -> None:
+        """Serve an admitted link until it ends. A second connection to one peer: see `_replaces`."""
+        outbound = link.connection.dialled
+        old = self._links.get(link.peer)
+        if old is not None:
+            if not self._replaces(link.peer, old.connection.dialled, outbound):
+                link.close("already connected")
+                return
+            self._end_link(old, "replaced by a newer connection")
+        self._links[link.peer] = link
+        self.feed(PeerConnected(link.peer, addresses, dialable, outbound))
+        reason = "the connection broke"
+        try:
+            reason = await link.run()
+        finally:
+            self._end_link(link, reason)
+
+    def _replaces(self, peer: NodeId, old_outbound: bool, new_outbound: bool) -> bool:
+        """Whether a new connection takes over. A peer that restarted dials while its old connection still looks alive."""
+        state = self._machine.peer_states().get(peer)
+        return state is not PeerState.ALIVE or keeps_new_connection(
+            self._machine.self_id, peer, old_outbound, new_outbound
+        )
+
+    def _end_link(self, link: Link, reason: str) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            link.close(reason)
+            self._reconciler.forget(link.peer)
+            self.feed(PeerLost(link.peer, reason))
+
+    # ------------------------------------------------------------------ effects out
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            self._perform_one(effect)
+
+    def _perform_one(self, effect: Effect) -> None:
+        match effect:
+            case SendMessage(peer, message):
+                if link := self._links.get(peer):
+                    link.send(message)
+            case SendRecords(peer, ids, hop):
+                if link := self._links.get(peer):
+                    link.send_records(ids, hop)
+            case StoreRecords() | DropRecords():
+                self._store_queue.append(effect)
+                self._store_idle.clear()
+                self._store_waiting.set()
+            case StepReconcile(peer, session, body):
+                self._tasks.spawn(self._step_reconcile(peer, session, body), name="reconcile")
+            case EndReconcile(peer, session):
+                self._reconciler.end(peer, session)
+            case DialPeer(peer, addresses):
+                self._tasks.spawn(self._dial_peer(peer, addresses), name="dial")
+            case ClosePeer(peer, reason):
+                if link := self._links.get(peer):
+                    link.close(reason)
+            case ReportPeer(peer, state):
+                if self.on_peer_state is not None:
+                    self.on_peer_state(peer, state)
+
+    async def _dial_peer(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
+        try:
+            await self._dial(peer, addresses)
+        except PeerError as error:
+            _log.debug("dialling %s: %s", peer.hex()[:8], error)
+            self.feed(DialFailed(peer))
+
+    async def _step_reconcile(self, peer: NodeId, session: int, body: bytes | None) -> None:
+        stepped = await self._reconciler.step(peer, session, body)
+        if peer in self._links:
+            self.feed(stepped)
+
+    # ------------------------------------------------------------------ time and disk
+
+    async def _keep_time(self) -> None:
+        while True:
+            now = self._clock.now_ms()
+            deadline = self._machine.next_deadline_ms()
+            wait_s = _MAX_SLEEP_S if deadline is None else min((deadline - now) / 1000, _MAX_SLEEP_S)
+            if wait_s > 0:
+                self._wake.clear()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    continue  # an event came in between: the deadline may have moved
+                except TimeoutError:
+                    pass
+            self.feed(TimePassed())
+            await asyncio.sleep(0)
+
+    async def _keep_store(self) -> None:
+        while True:
+            await self._store_waiting.wait()
+            self._store_waiting.clear()
+            while self._store_queue:
+                await self._work_store(self._next_store_step())
+            self._store_idle.set()
+
+    def _next_store_step(self) -> StoreRecords | DropRecords:
+        """The next operation; neighbouring ones of one sort become one, for one commit."""
+        first = self._store_queue.popleft()
+        if isinstance(first, DropRecords):
+            return first
+        records = list(first.records)
+        while self._store_queue and isinstance(more := self._store_queue[0], StoreRecords) and len(records) < 1_000:
+            records += more.records
+            self._store_queue.popleft()
+        return StoreRecords(tuple(records))
+
+    async def _work_store(self, step: StoreRecords | DropRecords) -> None:
+        try:
+            if isinstance(step, StoreRecords):
+                await self._store.add(step.records)
+                for on_records, _ in self._watchers:
+                    await on_records(step.records)
+            else:
+                await self._store.drop(step.ids)
+                for _, on_dropped in self._watchers:
+                    await on_dropped(step.ids, step.reason)
+        except StorageError as error:
+            _log.error("%s", error)
+            if isinstance(step, StoreRecords) and self.on_records_dropped_by_disk is not None:
+                # What is not on disk must not be in the index either: reconciliation brings it again.
+                self.on_records_dropped_by_disk(step.records)
+
+
+def seeded_random() -> random.Random:
+    """The machine's randomness on a real node: unpredictable to peers."""
+    return random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311 - seeded by the system
