@@ -34,13 +34,13 @@ from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.names import safe_name
 from agentmesh.mesh.logic.record import KEY_BYTES, Verify
 
-TOKEN_PREFIX: Final = "amesh1."
+TOKEN_PREFIX: Final = "amesh1."  # noqa: S105 - public
 _ANY_PREFIX: Final = re.compile(r"amesh([0-9]{1,4})\.")
 _LENGTH_BYTES: Final = 2
 _CHECKSUM_BYTES: Final = 4  # against slips of the hand; forgery is stopped by the chain's signatures
 _CHECKSUM_SALT: Final = b"agentmesh/1 token\x00"
 
-NOT_A_TOKEN: Final = "This is not an invite token: one begins with 'amesh1.'; ask for one made by `agentmesh invite`."
+NOT_A_TOKEN: Final = "This is not an invite token: one begins with 'amesh1.'; ask for one made by `agentmesh invite`."  # noqa: S105
 DAMAGED: Final = "The invite token is damaged: characters were changed or lost. Copy the whole line again."
 NEWER: Final = "The invite token was made by a newer version of agentmesh; update this one."
 
