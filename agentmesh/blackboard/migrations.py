@@ -30,10 +30,10 @@ CREATE TABLE records (
 CREATE INDEX records_by_kind ON records (kind, subkey);
 CREATE INDEX records_waiting ON records (seq) WHERE waiting;
 CREATE TABLE tombstones (
-    slot_id BLOB NOT NULL,
     author BLOB NOT NULL,
     timestamp_ms INTEGER NOT NULL,
-    PRIMARY KEY (slot_id, author, timestamp_ms)
+    slot_id BLOB NOT NULL,
+    PRIMARY KEY (author, timestamp_ms, slot_id)
 ) WITHOUT ROWID;
 CREATE INDEX tombstones_by_time ON tombstones (timestamp_ms);
 """

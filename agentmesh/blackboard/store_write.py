@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agentmesh.blackboard.logic.claims import ends_claim
-from agentmesh.blackboard.logic.limits import ANSWERS_KEPT_MS, MAX_OPEN_CLAIMS, MAX_READERS
+from agentmesh.blackboard.logic.limits import ANSWERS_KEPT_MS, MAX_DAY_TOMBSTONES, MAX_OPEN_CLAIMS, MAX_READERS
 from agentmesh.blackboard.logic.post import POST, RETRACTION, PostKind
 from agentmesh.blackboard.logic.query import CLOSABLE, PostRow, tags_of
 from agentmesh.core.units import DAY_MS
@@ -100,11 +100,27 @@ def drop_records(connection: sqlite3.Connection, ids: Sequence[bytes], now_ms: i
         " (SELECT 1 FROM records AS r WHERE r.kind = 'retraction' AND r.subkey = gone.id AND r.author = gone.author))",
         ((id_,) for id_ in ids),
     )
+    _bound_tombstones(connection, ids)
     connection.executemany("DELETE FROM records WHERE id = ?", ((id_,) for id_ in ids))
     # A day's slots count until no post of that day can live.
     oldest_ms = (now_ms - POST_LIFETIME_MS) // DAY_MS * DAY_MS - DAY_MS
     connection.execute("DELETE FROM tombstones WHERE timestamp_ms < ?", (oldest_ms,))
     return [row for id_ in ids if (row := remove_post(connection, id_)) is not None]
+
+
+def _bound_tombstones(connection: sqlite3.Connection, ids: Sequence[bytes]) -> None:
+    """Keep an author's first slots of a day: a flood that displaces its own posts must not fill the disk."""
+    days: dict[tuple[bytes, int], None] = {}
+    for id_ in ids:
+        query = "SELECT author, timestamp_ms FROM records WHERE id = ? AND kind IN ('post', 'retraction')"
+        for author, timestamp_ms in connection.execute(query, (id_,)):
+            days.setdefault((author, timestamp_ms // DAY_MS * DAY_MS))
+    for author, day_ms in days:
+        connection.execute(
+            "DELETE FROM tombstones WHERE author = ?1 AND timestamp_ms < ?3 AND timestamp_ms > (SELECT timestamp_ms FROM"
+            " tombstones WHERE author = ?1 AND timestamp_ms >= ?2 AND timestamp_ms < ?3 ORDER BY timestamp_ms LIMIT 1 OFFSET ?4)",
+            (author, day_ms, day_ms + DAY_MS, MAX_DAY_TOMBSTONES),
+        )
 
 
 # ------------------------------------------------------------------ posts

@@ -100,10 +100,11 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One full-text query. `needles`, casefolded: one of them must be in the text (trigrams only suggest)."""
+    """One full-text query and its terms. `needles`, casefolded: one must be in the text (trigrams only suggest)."""
 
     stage: Stage
     match: str | None
+    terms: tuple[str, ...] = ()
     needles: tuple[str, ...] = ()
 
 
@@ -167,19 +168,20 @@ def plan(query: str, filters: Filters) -> Iterator[Step]:
     terms = terms_of(query)
     tag = filters.tag()
     if not terms:
-        yield Step(Stage.LITERAL, quoted(tag) if tag else None, (clean(query)[:MAX_TERM_CHARS].casefold(),))
+        needle = clean(query)[:MAX_TERM_CHARS].casefold()
+        yield Step(Stage.LITERAL, quoted(tag) if tag else None, needles=(needle,))
         return
     every = " AND ".join(quoted(t) for t in terms)
-    yield Step(Stage.ALL, _tagged(every, tag))
+    yield Step(Stage.ALL, _tagged(every, tag), terms)
     if len(terms) > 1:
         some = " OR ".join(quoted(t) for t in terms)
-        yield Step(Stage.ANY, _tagged(f"({some}) NOT ({every})", tag))
+        yield Step(Stage.ANY, _tagged(f"({some}) NOT ({every})", tag), terms)
     stems = [t for t in terms if len(t) >= MIN_PREFIX_CHARS]
     if stems:
         prefixes = " OR ".join(f"{quoted(t)} *" for t in stems)
         yield Step(Stage.PREFIX, _tagged(prefixes, tag))
         pieces = " OR ".join(f"({_trigrams(t)})" for t in stems)
-        yield Step(Stage.TRIGRAM, pieces, tuple(t.casefold() for t in stems))
+        yield Step(Stage.TRIGRAM, pieces, needles=tuple(t.casefold() for t in stems))
 
 
 def _tagged(match: str, tag: str | None) -> str:
