@@ -8,7 +8,7 @@ by reconciliation are announced too, but fetched without touching the tree (`IHa
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from agentmesh.mesh.logic.events import Effect, NodeId, SendMessage, SendRecords
@@ -19,28 +19,14 @@ from agentmesh.mesh.logic.limits import (
     ANNOUNCERS,
     DELIVERED_IDS,
     GRAFT_ATTEMPTS,
-    MAX_IDS_PER_MESSAGE,
     MISSING_IDS,
     OPTIMISE_HOPS,
 )
 from agentmesh.mesh.logic.messages import Graft, IHave, Prune, WantRecords
-from agentmesh.mesh.logic.record import ID_BYTES
+from agentmesh.mesh.logic.packing import join_ids, split_ids
 
 _FETCHED = 0  # the hop of ids that did not come along the tree
 _MAX_HOP = 1_000
-
-
-def split_ids(ids: bytes) -> Iterator[bytes]:
-    """The 16-byte ids of a message; a tail that is no id, and what is over the limit, is ignored."""
-    end = min(len(ids) // ID_BYTES, MAX_IDS_PER_MESSAGE) * ID_BYTES
-    for start in range(0, end, ID_BYTES):
-        yield ids[start : start + ID_BYTES]
-
-
-def join_ids(ids: Sequence[bytes]) -> Iterator[bytes]:
-    """Concatenated ids, in pieces that one message may hold."""
-    for start in range(0, len(ids), MAX_IDS_PER_MESSAGE):
-        yield b"".join(ids[start : start + MAX_IDS_PER_MESSAGE])
 
 
 @dataclass(slots=True)

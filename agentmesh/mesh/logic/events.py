@@ -75,6 +75,7 @@ class ReconcileStepped:
     """A StepReconcile effect was computed (off the event loop).
 
     `reply` goes to the peer unless None; `send` are ids that the peer lacks; `want` ids (full, 16 bytes) to ask for; `done` ends the session.
+    `more`: differences were left over, so another session should follow soon.
     """
 
     peer: NodeId
@@ -83,6 +84,7 @@ class ReconcileStepped:
     send: tuple[bytes, ...]
     want: tuple[bytes, ...]
     done: bool
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +150,24 @@ class DropRecords:
 
 @dataclass(frozen=True, slots=True)
 class StepReconcile:
-    """Compute one reconciliation step on a snapshot of the index; `body` None begins a session as initiator."""
+    """Compute one reconciliation step on a snapshot of the index; `body` None begins a session as initiator.
+
+    The driver keeps the session's state between steps. It forgets it after a step that says `done`, on EndReconcile, and when
+    the peer's link ends. A (peer, session) that it does not know, with a body, begins a session as responder. Every
+    StepReconcile is answered by one ReconcileStepped, also when the peer's body was malformed (then `done`, nothing else).
+    """
 
     peer: NodeId
     session: int
     body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndReconcile:
+    """The session is over without a last step (it timed out, or the peer had no room for it): forget its state."""
+
+    peer: NodeId
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +178,14 @@ class ReportPeer:
     state: PeerState
 
 
-Effect = SendMessage | SendRecords | DialPeer | ClosePeer | StoreRecords | DropRecords | StepReconcile | ReportPeer
+Effect = (
+    SendMessage
+    | SendRecords
+    | DialPeer
+    | ClosePeer
+    | StoreRecords
+    | DropRecords
+    | StepReconcile
+    | EndReconcile
+    | ReportPeer
+)

@@ -23,9 +23,6 @@ from agentmesh.mesh.logic.limits import (
     NEIGHBOUR_ATTEMPTS,
     NEIGHBOUR_TIMEOUT_MS,
     PASSIVE_WALK,
-    SHUFFLE_ACTIVE,
-    SHUFFLE_PASSIVE,
-    SHUFFLE_ROUTES,
 )
 from agentmesh.mesh.logic.messages import (
     Disconnect,
@@ -37,9 +34,9 @@ from agentmesh.mesh.logic.messages import (
     Shuffle,
     ShuffleReply,
 )
+from agentmesh.mesh.logic.shuffle import Shuffler
 
 _TICK_MS = 1_000
-_SHUFFLE_ENTRIES = 2 * (SHUFFLE_ACTIVE + SHUFFLE_PASSIVE + 1)  # read from one message; a full mesh tells at most seven
 _ROBUST = 3  # with this many neighbours a node is in no hurry to find more
 _REFUSAL_WAIT_MS = 5_000
 _EVICTED_WAIT_MS = 10_000
@@ -82,12 +79,10 @@ class Overlay:
         self._links: dict[NodeId, _Link] = {}
         self._dialling: dict[NodeId, tuple[int, bool]] = {}  # node -> (deadline, for its own sake: it was lost)
         self._dialable_active = 0
-        self._routes: dict[NodeId, NodeId] = {}  # origin of a shuffle -> whom its reply goes to
         self._seek_ms = 0
         self._seek_wait_ms = _REFUSAL_WAIT_MS
         self._reach_ms = 0
-        self._shuffle_ms = 0
-        self._shuffle_every_ms = config.shuffle_every_ms
+        self._shuffler = Shuffler(entry.node, self.active, self._is_small, book=self.book, config=config, rng=rng)
 
     # ------------------------------------------------------------------ questions
 
@@ -99,10 +94,11 @@ class Overlay:
 
     def capacity(self) -> int:
         """How many dialable neighbours to have: all of a small mesh, ACTIVE_VIEW of a larger one."""
-        small = self._config.full_mesh_below
-        if len(self._links) + 1 < small and len(self._links) + 1 + self.book.living() < small:
-            return small - 1
-        return self._config.active_view
+        return self._config.full_mesh_below - 1 if self._is_small() else self._config.active_view
+
+    def _is_small(self) -> bool:
+        seen = len(self._links) + 1
+        return seen < self._config.full_mesh_below and seen + self.book.living() < self._config.full_mesh_below
 
     # ------------------------------------------------------------------ links
 
@@ -154,7 +150,7 @@ class Overlay:
         out.append(SendMessage(peer, NeighbourReply(accepted)))
         if not news:
             return
-        out.append(SendMessage(peer, ShuffleReply(self._sample(peer), peer)))
+        out.append(SendMessage(peer, ShuffleReply(self._shuffler.sample(peer), peer)))
         if accepted:
             self._evict_surplus(peer, now_ms, out)
         if entry.dialable and entry.addresses:
@@ -220,28 +216,14 @@ class Overlay:
         out.append(SendMessage(peer, Disconnect(True)))
 
     def on_shuffle(self, peer: NodeId, message: Shuffle, now_ms: int, out: list[Effect]) -> None:
-        origin = message.origin.node
-        if origin == self.entry.node:
-            return
-        others = [node for node in self.active if node not in (peer, origin)]
-        if message.ttl > 1 and others:
-            self._routes.pop(origin, None)
-            while len(self._routes) >= SHUFFLE_ROUTES:
-                del self._routes[next(iter(self._routes))]
-            self._routes[origin] = peer
-            walk = Shuffle(message.origin, message.entries[:_SHUFFLE_ENTRIES], min(message.ttl, ACTIVE_WALK) - 1)
-            out.append(SendMessage(others[self._rng.randrange(len(others))], walk))
-            return
-        out.append(SendMessage(peer, ShuffleReply(self._sample(origin), origin)))
-        self._integrate((message.origin, *message.entries), now_ms, out)
+        if self._shuffler.on_shuffle(peer, message, out):
+            self._shuffler.integrate((message.origin, *message.entries))
+            self._seek(now_ms, out)
 
     def on_shuffle_reply(self, peer: NodeId, message: ShuffleReply, now_ms: int, out: list[Effect]) -> None:
-        if message.origin in (b"", self.entry.node):
-            self._integrate(message.entries, now_ms, out)
-            return
-        back = self._routes.pop(message.origin, None)
-        if back is not None and back in self._links:
-            out.append(SendMessage(back, ShuffleReply(message.entries[:_SHUFFLE_ENTRIES], message.origin)))
+        if self._shuffler.on_reply(message, self._links, out):
+            self._shuffler.integrate(message.entries)
+            self._seek(now_ms, out)
 
     # ------------------------------------------------------------------ time
 
@@ -264,8 +246,8 @@ class Overlay:
         self._seek(now_ms, out)
         if self._reach_ms <= now_ms:
             self._reach(now_ms, out)
-        if self._shuffle_ms <= now_ms and self.active:
-            self._shuffle(now_ms, out)
+        if self._shuffler.due_ms <= now_ms and self.active:
+            self._shuffler.shuffle(self.entry, now_ms, out)
         return tuple(closed)
 
     # ------------------------------------------------------------------ seeking neighbours
@@ -274,7 +256,7 @@ class Overlay:
         if self.deadline_ms is None:
             self.deadline_ms = now_ms + 1 + self._rng.randrange(_TICK_MS)
             self._reach_ms = now_ms + self._rng.randrange(self._config.reach_every_ms)
-            self._shuffle_ms = now_ms + self._rng.randrange(self._config.shuffle_every_ms)
+            self._shuffler.start(now_ms)
 
     def _missing(self) -> int:
         asked = sum(1 for link in self._links.values() if link.asked_ms and link.entry.dialable)
@@ -362,8 +344,7 @@ class Overlay:
         self.book.remove_passive(node)
         self.changes.append((node, True))
         self._seek_wait_ms = _REFUSAL_WAIT_MS
-        self._shuffle_every_ms = self._config.shuffle_every_ms
-        self._shuffle_ms = min(self._shuffle_ms, now_ms + self._shuffle_every_ms)
+        self._shuffler.hasten(now_ms)
 
     def _deactivate(self, node: NodeId, link: _Link, now_ms: int) -> None:
         link.active = False
@@ -397,26 +378,3 @@ class Overlay:
             self.book.met(PeerEntry(entry.node, entry.addresses, True))
             return self.book.entry(entry.node) or link.entry
         return link.entry
-
-    # ------------------------------------------------------------------ shuffling
-
-    def _shuffle(self, now_ms: int, out: list[Effect]) -> None:
-        every_ms = self._shuffle_every_ms
-        self._shuffle_ms = now_ms + every_ms - self._rng.randrange(every_ms // 4 + 1)
-        self._shuffle_every_ms = min(self._config.shuffle_every_max_ms, every_ms + every_ms // 2)
-        target = list(self.active)[self._rng.randrange(len(self.active))]
-        out.append(SendMessage(target, Shuffle(self.entry, self._sample(target), PASSIVE_WALK)))
-
-    def _sample(self, receiver: NodeId) -> tuple[PeerEntry, ...]:
-        """Some of the views, without the receiver; all of the neighbours while the mesh is small."""
-        near = [entry for entry in self.active.values() if entry.node != receiver and entry.dialable]
-        far = [entry for entry in self.book.passive() if entry.node != receiver]
-        count = SHUFFLE_ACTIVE if self.capacity() == self._config.active_view else len(near)
-        near = self._rng.sample(near, min(count, len(near)))
-        return (*near, *self._rng.sample(far, min(SHUFFLE_PASSIVE, len(far))))
-
-    def _integrate(self, entries: tuple[PeerEntry, ...], now_ms: int, out: list[Effect]) -> None:
-        for entry in entries[:_SHUFFLE_ENTRIES]:
-            if entry.node not in self.active:
-                self.book.add_passive(entry)
-        self._seek(now_ms, out)
