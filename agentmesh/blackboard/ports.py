@@ -1,18 +1,16 @@
 """What the blackboard gives and what it needs: the shapes that cross its boundary, and the seams to mesh and scrubber.
 
-Owns no behaviour. `BlackboardService` (service.py) is built on `Publisher` and `TextScrubber`; the mesh driver is built on
-`RecordStore`, which store.py implements for records of every kind.
+Owns no behaviour. `BlackboardService` (service.py) is built on `Publisher` and `TextScrubber`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from agentmesh.mesh.logic.record import Record, SignedRecord
+from agentmesh.mesh.logic.record import Record
 
 # ------------------------------------------------------------------ what callers see (JSON of the contract)
 
@@ -87,6 +85,7 @@ class Publisher(Protocol):
         Raises:
             QuotaExceeded: this node has used up its quota of the kind.
             StorageError: it could not be stored; nothing was spread.
+            LookupError: a retraction's target is not here or not this node's.
         """
         ...
 
@@ -126,53 +125,4 @@ class TextScrubber(Protocol):
 
     async def scrub_many(self, texts: Sequence[str]) -> Sequence[ScrubbedText | None]:
         """Mask texts that are about to be shown, in order; None where one could not be checked."""
-        ...
-
-
-# ------------------------------------------------------------------ what the mesh driver uses
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEntry:
-    """What the record index needs of a stored record at start; a tombstone is a gone post that still counts in its quota."""
-
-    id: bytes
-    kind: str
-    author: bytes
-    subkey: bytes
-    timestamp_ms: int
-    expires_ms: int
-    size_bytes: int
-    tombstone: bool = False
-
-
-class RecordStore(Protocol):
-    """Where a node keeps the records of its mesh."""
-
-    async def add(self, records: Sequence[Record]) -> None:
-        """Store records; they are on disk when this returns. Known ids are left as they are.
-
-        Raises:
-            StorageError: nothing of this call was stored.
-        """
-        ...
-
-    async def drop(self, ids: Sequence[bytes]) -> None:
-        """Delete records (and what is shown of them); unknown ids are ignored."""
-        ...
-
-    async def load(self, ids: Sequence[bytes]) -> list[SignedRecord]:
-        """The stored records among `ids`, in the order asked for."""
-        ...
-
-    async def load_kind(self, kind: str) -> list[SignedRecord]:
-        """Every stored record of a kind, in the order in which they were stored."""
-        ...
-
-    async def load_index(self) -> list[StoredEntry]:
-        """Everything stored, without payloads, and the quota tombstones."""
-        ...
-
-    async def set_tombstones(self, entries: Sequence[StoredEntry], forget: Sequence[bytes]) -> None:
-        """Remember gone posts that still count in their author's quota, and forget those whose day is over."""
         ...

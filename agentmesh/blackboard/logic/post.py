@@ -9,11 +9,22 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-from agentmesh.blackboard.logic.limits import MAX_AUTHOR_BYTES, MAX_BRANCH_CHARS, MAX_POST_BYTES, MAX_TOPIC_CHARS
-from agentmesh.core.errors import InvalidInput
+from agentmesh.blackboard.logic.limits import (
+    MAX_AUTHOR_BYTES,
+    MAX_BRANCH_CHARS,
+    MAX_POST_BYTES,
+    MAX_POST_PAYLOAD_BYTES,
+    MAX_RETRACTION_PAYLOAD_BYTES,
+    MAX_TOPIC_CHARS,
+    RETRACTION_LIFETIME_MS,
+)
+from agentmesh.core.errors import InvalidInput, ProtocolError
+from agentmesh.mesh.logic.kinds import KindRule, Register
+from agentmesh.mesh.logic.limits import POST_LIFETIME_MS
 from agentmesh.mesh.logic.record import ID_BYTES, Record
 
 POST = "post"
@@ -155,9 +166,13 @@ def decode_post(raw: bytes) -> PostPayload:
     """The payload of a `post` record.
 
     Raises:
-        msgspec.MsgspecError: it is not a post's payload (UnicodeDecodeError for text that is not UTF-8).
+        ProtocolError: it is not a post's payload.
     """
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    # Deep nesting in a field that is skipped ends in RecursionError, broken UTF-8 in UnicodeDecodeError (found by fuzzing).
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"A post's payload is malformed: {error}") from error
 
 
 def shown(name: str) -> str:
@@ -173,12 +188,10 @@ def _is_wire_name(name: str, limit_bytes: int) -> bool:
 
 def validate_post(record: Record) -> str | None:
     """Why no honest node could have sent this post, or None."""
-    if record.subkey:
-        return "a post has a subkey"
     try:
         payload = decode_post(record.payload)
         check_text(payload.text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except ProtocolError:
         return "the payload is not a post's"
     except InvalidInput as error:
         return error.message
@@ -193,3 +206,23 @@ def validate_post(record: Record) -> str | None:
     if any(field is not None and len(field) != ID_BYTES for field in (payload.reply_to, payload.idempotency)):
         return "an id has an impossible size"
     return None
+
+
+POST_RULE: Final = KindRule(
+    name=POST,
+    max_payload_bytes=MAX_POST_PAYLOAD_BYTES,
+    max_lifetime_ms=POST_LIFETIME_MS,
+    register=Register.ID,
+    quota=True,
+    validate=validate_post,
+)
+# Subkey: the post's id; timestamp: the post's; no payload yet, and room for a reason in a later version.
+RETRACTION_RULE: Final = KindRule(
+    name=RETRACTION,
+    max_payload_bytes=MAX_RETRACTION_PAYLOAD_BYTES,
+    max_lifetime_ms=RETRACTION_LIFETIME_MS,
+    register=Register.SUBKEY,
+    quota=True,
+    retracts=POST,
+)
+BLACKBOARD_KINDS: Final = (POST_RULE, RETRACTION_RULE)

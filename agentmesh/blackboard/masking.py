@@ -1,0 +1,81 @@
+"""Masks what peers wrote before anyone sees it: takes stored posts in the order of their arrival, in batches.
+
+Storing does not wait for this, so a flood from a peer costs the scrubber time and nobody else. What cannot be checked is
+shown without its text. State: whether there is work; it lives in the database, so a restart goes on where this ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from agentmesh.blackboard.logic.limits import SCRUB_BATCH, SCRUB_RETRY_MS
+from agentmesh.blackboard.logic.post import PostPayload, decode_post
+from agentmesh.blackboard.logic.query import PostRow
+from agentmesh.blackboard.ports import TextScrubber
+from agentmesh.blackboard.store import BlackboardStore, draft
+from agentmesh.blackboard.store_read import Waiting
+from agentmesh.core.errors import AgentMeshError
+from agentmesh.mesh.logic.record import RecordBody
+
+_log = logging.getLogger(__name__)
+
+WITHHELD: Final = "(text withheld: this node could not check it for secrets)"
+_MALFORMED: Final = PostPayload(text=WITHHELD, author="?")
+_body_decoder = msgspec.msgpack.Decoder(RecordBody)
+
+
+class Masking:
+    """The loop that shows what waits."""
+
+    def __init__(self, store: BlackboardStore, scrubber: TextScrubber) -> None:
+        self._store = store
+        self._scrubber = scrubber
+        self._work = asyncio.Event()
+        self._work.set()  # what waited when the node last ended
+        self._idle = asyncio.Event()
+
+    def kick(self) -> None:
+        """There may be posts to mask."""
+        self._idle.clear()
+        self._work.set()
+
+    async def settled(self) -> None:
+        """Wait until everything stored so far is visible (or withheld)."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Mask for ever."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                while batch := await self._store.waiting(SCRUB_BATCH):
+                    await self._show(batch)
+            except AgentMeshError as error:
+                _log.warning("posts of peers wait to be shown: %s", error)
+                await asyncio.sleep(SCRUB_RETRY_MS / 1000)
+                self._work.set()
+                continue
+            if not self._work.is_set():
+                self._idle.set()
+
+    async def _show(self, batch: Sequence[Waiting]) -> None:
+        payloads = [_payload_of(post) for post in batch]
+        scrubbed = await self._scrubber.scrub_many([payload.text for payload in payloads])
+        rows: list[PostRow] = []
+        for post, payload, masked in zip(batch, payloads, scrubbed, strict=True):
+            rows.append(draft(post, payload, WITHHELD if masked is None else masked.text))
+        await self._store.show(rows)
+
+
+def _payload_of(post: Waiting) -> PostPayload:
+    try:
+        return decode_post(_body_decoder.decode(post.body).payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        _log.error("the stored post %s is not readable", post.id.hex())  # it was when it was accepted
+        return _MALFORMED
