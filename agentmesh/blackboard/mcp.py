@@ -23,8 +23,6 @@ from agentmesh.control.start import ensure_node, say_on_stderr
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, AgentMeshError
 from agentmesh.core.paths import Home
 
-_log = logging.getLogger(__name__)
-
 AUTHOR_VARIABLE: Final = "AGENTMESH_AUTHOR"
 READER_VARIABLE: Final = "AGENTMESH_READER"  # whose "unread" is kept; two agents with one value share it
 MAX_READER_CHARS: Final = 120
@@ -42,8 +40,6 @@ def run_stdio(home: Home, author: str | None = None) -> int:
 
     try:
         asyncio.run(serve_stdio(home, author_name(author, os.environ), _ensure(home)))
-    except KeyboardInterrupt:
-        _log.info("interrupted")
     except AgentMeshError as error:
         say_on_stderr(error.message)
         return error.exit_code
@@ -62,8 +58,6 @@ def run_http(home: Home, port: int, author: str | None = None) -> int:
         from agentmesh.blackboard.mcp_http import serve_http
 
         asyncio.run(serve_http(home, port, author_name(author, os.environ), _ensure(home)))
-    except KeyboardInterrupt:
-        _log.info("interrupted")
     except AgentMeshError as error:
         say_on_stderr(error.message)
         return error.exit_code

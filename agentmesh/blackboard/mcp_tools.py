@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import uuid4
 
 import mcp_types as types
@@ -22,7 +22,7 @@ from agentmesh.blackboard.logic import mcp_limits as limits
 from agentmesh.blackboard.logic import mcp_text
 from agentmesh.blackboard.logic.limits import DEFAULT_PAGE
 from agentmesh.blackboard.logic.mcp_arguments import FEED, POST, SEARCH, Signature, Value
-from agentmesh.blackboard.ports import Page, Redaction
+from agentmesh.blackboard.ports import Page, ScrubbedText
 from agentmesh.core.clock import Clock
 from agentmesh.core.errors import AgentMeshError, InvalidInput
 from agentmesh.core.tasks import TaskSet
@@ -120,10 +120,8 @@ TOOLS: Final = (
 )
 
 
-class MaskEnvironment(Protocol):
-    """Replaces the values of secret environment variables in a text; gives the text and what was replaced."""
-
-    def __call__(self, text: str, environ: Mapping[str, str], /) -> tuple[str, list[Redaction]]: ...
+# Replaces the values of secret environment variables in a text; says what it replaced.
+MaskEnvironment = Callable[[str, Mapping[str, str]], ScrubbedText]
 
 
 @dataclass(frozen=True)
@@ -164,12 +162,14 @@ class Tools:
             return error_result(error)
 
     async def _post(self, ctx: Context, given: Mapping[str, Value]) -> types.CallToolResult:
-        text, own = self._mask(str(given["text"]), self._caller.environ)
-        body: dict[str, Value | None] = {**given, "text": text}
+        masked = self._mask(str(given["text"]), self._caller.environ)
+        body: dict[str, Value | None] = {**given, "text": masked.text}
         body.setdefault("from", self._caller.author)
         body.setdefault("idempotency_key", uuid4().hex)
         receipt = await self._board.post(body)
-        receipt = msgspec.structs.replace(receipt, redactions=mcp_text.merge_redactions(own, receipt.redactions))
+        receipt = msgspec.structs.replace(
+            receipt, redactions=mcp_text.merge_redactions(masked.redactions, receipt.redactions)
+        )
         shown = mcp_text.receipt_text(receipt, self._clock.now_ms(), _nonce())
         structured = msgspec.to_builtins(receipt)
         if receipt.related:

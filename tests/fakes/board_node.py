@@ -86,7 +86,9 @@ class BoardNode:
                 status, answer = refusal.status, refusal.body
             if answer is not None:
                 data = json.dumps(answer).encode()
-                head_out = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+                head_out = (
+                    f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+                )
                 writer.write(head_out.encode() + data)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):

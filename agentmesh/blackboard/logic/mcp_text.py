@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from agentmesh.blackboard.ports import Page, Posted, PostView, Redaction
+from agentmesh.blackboard.ports import Page, Posted, PostView, Redaction, ScrubbedKind
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 SHORT_ID_CHARS: Final = 8  # people and agents use the first 8 characters of an id
@@ -105,10 +105,9 @@ def _line(text: str | None) -> str:
     return " ".join(visible(text or "").split())
 
 
-def merge_redactions(own: Mapping[str, int] | Sequence[Redaction], node: Sequence[Redaction]) -> tuple[Redaction, ...]:
+def merge_redactions(own: Iterable[ScrubbedKind], node: Iterable[ScrubbedKind]) -> tuple[Redaction, ...]:
     """What the thin client and the node masked, together, by kind in alphabetical order."""
     counts: dict[str, int] = {}
-    mine = [Redaction(kind, count) for kind, count in own.items()] if isinstance(own, Mapping) else own
-    for item in (*mine, *node):
+    for item in (*own, *node):
         counts[item.kind] = counts.get(item.kind, 0) + item.count
     return tuple(Redaction(kind, counts[kind]) for kind in sorted(counts))
