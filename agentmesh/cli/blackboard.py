@@ -281,5 +281,5 @@ def install_skill(agent: str | None) -> None:
     """
     from agentmesh.blackboard.skill import install_skill as install
 
-    for line in install(agent):
-        click.echo(safe_line(line))
+    for installed in install(Path.home(), agent):
+        click.echo(safe_line(installed.sentence()))

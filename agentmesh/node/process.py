@@ -155,12 +155,12 @@ def _handle_signals(request_stop: Callable[[str], None], *, background: bool) ->
         loop.add_signal_handler(number, received, number)
     if background:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it has no terminal to lose
-    else:
+    elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         loop.add_signal_handler(signal.SIGHUP, received, signal.SIGHUP)
 
 
 async def _end_when_idle(node: Node, idle_exit_s: float) -> None:
-    while node.idle_s() < idle_exit_s:
+    while node.idle_s() < idle_exit_s:  # noqa: ASYNC110 - time itself is what is waited for
         await asyncio.sleep(min(IDLE_CHECK_MAX_S, idle_exit_s / IDLE_CHECKS))
     node.request_stop("nobody used this node for so long")
 
