@@ -27,7 +27,7 @@ SERIAL_PREFIX: Final = b"agentmesh/1 serial\x00"
 SERIAL_BYTES: Final = 16
 NONCE_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
-MAX_USES: Final = 10_000  # of one counted invite: its issuer keeps each joiner's key until it expires
+MAX_USES: Final = 1_000  # of one counted invite: its issuer rewrites the list of those it admitted each time
 MAX_TIME_MS: Final = 2**53
 
 
