@@ -184,7 +184,7 @@ def _start(home: Home, say: Say) -> None:
             _spawn(home, log, writing)
         finally:
             os.close(writing)
-        report, pid = _await_report(reading)
+        report, pid = await_report(reading)
     finally:
         os.close(reading)
     if report is not None and report.get("ready") is True:
@@ -195,7 +195,7 @@ def _start(home: Home, say: Say) -> None:
         for note in cast("list[object]", report.get("notes") or []):
             say(str(note))
         return
-    raise _start_failure(report, log, log_start)
+    raise start_failure(report, log, log_start)
 
 
 def _spawn(home: Home, log: Path, ready_fd: int) -> None:
@@ -234,7 +234,7 @@ def _spawn(home: Home, log: Path, ready_fd: int) -> None:
         raise NoNode(f"No node could be started: {error.strerror or error}.") from error
 
 
-def _await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
+def await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
     """The node's report and process id; the report is None when it ended or took too long without one."""
     deadline = time.monotonic() + START_TIMEOUT_S
     buffer, pid = b"", None
@@ -253,7 +253,7 @@ def _await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
     return None, pid
 
 
-def _start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> AgentMeshError:
+def start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> AgentMeshError:
     if report is not None:
         error = error_from_response(500, report)
         if isinstance(error, InvalidInput | NoNode):

@@ -1,0 +1,75 @@
+"""One holder at a time, and a dead holder holds nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentmesh.control.lock import FileLock, wait_until_free
+from agentmesh.core.errors import HomeError
+
+HOLDER = """
+import sys, fcntl
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with FileLock.acquire(path) as held:  # type: ignore[union-attr]
+        assert held is not None
+        assert FileLock.acquire(path) is None
+        assert not wait_until_free(path, 0.0)
+    assert wait_until_free(path, 0.0)
+
+
+def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == b"held\n"
+    assert FileLock.acquire(path) is None
+    holder.kill()
+    assert wait_until_free(path, 10.0)
+    holder.communicate(timeout=10)
+
+
+def test_a_lock_file_that_was_removed_and_made_anew_is_locked_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = FileLock.acquire(path)
+    path.unlink()
+    second = FileLock.acquire(path)
+    assert second is not None
+    assert FileLock.acquire(path) is None
+    first.release()  # type: ignore[union-attr]
+    second.release()
+
+
+def test_releasing_twice_does_not_free_a_descriptor_that_is_somebody_elses_by_now(tmp_path: Path) -> None:
+    lock = FileLock.acquire(tmp_path / "one")
+    assert lock is not None
+    lock.release()
+    with FileLock.acquire(tmp_path / "two"):  # type: ignore[union-attr] - takes the freed descriptor number
+        lock.release()
+        assert FileLock.acquire(tmp_path / "two") is None
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "link", "nothing above"])
+def test_a_path_that_cannot_be_a_lock_is_said_to_be_so(tmp_path: Path, obstacle: str) -> None:
+    path = tmp_path / "lock"
+    if obstacle == "folder":
+        path.mkdir()
+    elif obstacle == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path = tmp_path / "absent" / "lock"
+    with pytest.raises(HomeError, match="lock"):
+        FileLock.acquire(path)
+    assert not (tmp_path / "elsewhere").exists()

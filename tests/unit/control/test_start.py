@@ -1,0 +1,87 @@
+"""What a client knows before it starts a node: versions, tokens, and what a failed start said."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agentmesh.control.start import await_report, parse_version, start_failure
+from agentmesh.control.tokens import join_tokens
+from agentmesh.core.errors import NoNode, TokenError
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [("0.1.0", "0.2.0"), ("0.9.0", "0.10.0"), ("0.1", "0.1.1"), ("", "0.1.0"), ("1.2.3rc1", "1.2.4")],
+)
+def test_versions_are_compared_by_their_numbers(older: str, newer: str) -> None:
+    assert parse_version(older) < parse_version(newer)
+    assert not parse_version(newer) < parse_version(older)
+
+
+def piped(*lines: bytes) -> int:
+    reading, writing = os.pipe()
+    os.write(writing, b"".join(lines))
+    os.close(writing)
+    return reading
+
+
+def test_a_report_is_read_after_the_process_id() -> None:
+    assert await_report(piped(b'{"pid": 7}\n', b'{"ready": true, "notes": ["x"]}\n')) == (
+        {"ready": True, "notes": ["x"]},
+        7,
+    )
+
+
+def test_a_node_that_ends_without_a_report_is_noticed_at_once() -> None:
+    assert await_report(piped(b'{"pid": 7}\n')) == (None, 7)
+    assert await_report(piped()) == (None, None)
+
+
+def test_a_refused_token_stays_a_refused_token(tmp_path: Path) -> None:
+    error = start_failure({"error": {"code": "token_error", "message": "It is cut off."}}, tmp_path / "log", 0)
+    assert isinstance(error, TokenError)
+
+
+def test_any_other_reason_means_that_no_node_could_be_started(tmp_path: Path) -> None:
+    error = start_failure({"error": {"code": "port_in_use", "message": "Port 1 is in use."}}, tmp_path / "log", 0)
+    assert isinstance(error, NoNode)
+    assert "Port 1 is in use." in error.message
+
+
+def test_a_node_that_crashed_leaves_the_end_of_its_own_log_and_no_earlier_one(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    log.write_text("an older story\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(9))
+    message = start_failure(None, log, start).message
+    assert "line 8" in message
+    assert "line 3" not in message
+    assert "older" not in message
+
+
+def test_tokens_come_from_the_command_line_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AGENTMESH_JOIN", "amesh1.env")
+    (tmp_path / "token").write_text("amesh1.file\namesh1.second\n")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"amesh1.stdin\n")))
+    given = ("amesh1.arg", f"@{tmp_path / 'token'}", "-")
+    assert join_tokens(given) == ("amesh1.arg", "amesh1.file", "amesh1.second", "amesh1.stdin")
+
+
+def test_without_an_option_the_environment_gives_the_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert join_tokens(()) == ()
+    (tmp_path / "token").write_text("amesh1.file\n")
+    monkeypatch.setenv("AGENTMESH_JOIN", f"amesh1.env @{tmp_path / 'token'}")
+    assert join_tokens(()) == ("amesh1.env", "amesh1.file")
+
+
+@pytest.mark.parametrize("source", ["@/no/such/file", "-"])
+def test_a_source_without_a_token_is_named(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b" \n")))
+    with pytest.raises(TokenError):
+        join_tokens((source,))
