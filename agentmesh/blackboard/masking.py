@@ -19,7 +19,7 @@ from agentmesh.blackboard.logic.query import PostRow
 from agentmesh.blackboard.ports import TextScrubber
 from agentmesh.blackboard.store import BlackboardStore, draft
 from agentmesh.blackboard.store_read import Waiting
-from agentmesh.core.errors import AgentMeshError
+from agentmesh.core.errors import AgentMeshError, ProtocolError
 from agentmesh.mesh.logic.record import RecordBody
 
 _log = logging.getLogger(__name__)
@@ -76,6 +76,6 @@ class Masking:
 def _payload_of(post: Waiting) -> PostPayload:
     try:
         return decode_post(_body_decoder.decode(post.body).payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, ProtocolError):
         _log.error("the stored post %s is not readable", post.id.hex())  # it was when it was accepted
         return _MALFORMED
