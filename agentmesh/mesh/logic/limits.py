@@ -75,6 +75,7 @@ DIAL_BACKOFF_MAX_MS: Final = 60 * SECOND_MS
 ISOLATED_BACKOFF_MAX_MS: Final = 8 * SECOND_MS  # without any neighbour a node tries its known peers at least this often
 MAX_DIALS: Final = 4  # overlay dials at once, so that ghosts cannot hold up the living
 DIAL_TIMEOUT_MS: Final = 15 * SECOND_MS  # a dial of which the driver never tells the end
+SIMULTANEOUS_MS: Final = 5 * SECOND_MS  # two connections of one pair this close together were dialled from both ends
 NEIGHBOUR_TIMEOUT_MS: Final = 2 * SECOND_MS  # an unanswered Neighbour or Join is sent again
 NEIGHBOUR_ATTEMPTS: Final = 3
 LINGER_MS: Final = (

@@ -23,6 +23,7 @@ from agentmesh.mesh.logic.limits import (
     NEIGHBOUR_ATTEMPTS,
     NEIGHBOUR_TIMEOUT_MS,
     PASSIVE_WALK,
+    SIMULTANEOUS_MS,
 )
 from agentmesh.mesh.logic.messages import (
     Disconnect,
@@ -42,13 +43,15 @@ _REFUSAL_WAIT_MS = 5_000
 _EVICTED_WAIT_MS = 10_000
 
 
-def keeps_new_connection(self_id: NodeId, peer: NodeId, existing_outbound: bool, new_outbound: bool) -> bool:
+def keeps_new_connection(
+    self_id: NodeId, peer: NodeId, *, existing_outbound: bool, existing_age_ms: int, new_outbound: bool
+) -> bool:
     """Two connections to one peer: whether the new one replaces the existing one. Both ends come to the same answer.
 
-    In the same direction the dialler would not have dialled again had the old one lived, so the new one stays. In
-    opposite directions (both dialled at once) the one dialled by the smaller id stays.
+    Both having dialled at once, the connection dialled by the smaller id stays. Otherwise the new one does: nobody dials a
+    peer that it is connected to, so the existing one is dead at the other end (it restarted, its address changed).
     """
-    if existing_outbound == new_outbound:
+    if existing_outbound == new_outbound or existing_age_ms > SIMULTANEOUS_MS:
         return True
     return new_outbound == (self_id < peer)
 
