@@ -16,6 +16,7 @@ from agentmesh.mesh.logic.kinds import KindRule
 MAX_CHUNK = 1_024  # entries in one chunk: inserting moves at most 8 KiB of references
 
 Order = tuple[int, int, bytes]
+Slot = tuple[int, bytes, bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +54,9 @@ class Entry:
         return self.subkey if self.rule.retracts else self.id
 
     @property
-    def slot(self) -> tuple[int, bytes]:
-        return self.timestamp_ms, self.slot_id
+    def slot(self) -> Slot:
+        """Its place among all quota slots. The author is part of it: others may claim to retract what is not theirs."""
+        return self.timestamp_ms, self.slot_id, self.author
 
 
 class StoredEntry(msgspec.Struct, array_like=True, frozen=True):

@@ -3,7 +3,7 @@
 The constraints nest: an author's minute within its UTC day, within the days of the subtrees that it was invited into, innermost
 first. Sets kept within nested caps, smallest (timestamp, id) first, form a laminar matroid, and there the greedy choice may forget
 what it rejected: keep(keep(A) | B) == keep(A | B). A cap per subtree and *minute* would cross the author's day and lose
-that (tests/property/test_quota.py shows two nodes that then never agree). So would a subtree that lies in two others, which is
+that (tests/property/test_quota.py shows arrival order then deciding). So would a subtree that lies in two others, which is
 why a subtree is named here by its whole path of ancestors.
 
 Knows slots (timestamp, id) only. A slot stays when its record expires, is retracted or evicted, until its day is over.
@@ -13,18 +13,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
 from agentmesh.core.units import DAY_MS, MINUTE_MS
-from agentmesh.mesh.logic.entry import Entry
+from agentmesh.mesh.logic.entry import Entry, Slot
 from agentmesh.mesh.logic.limits import SUBTREE_QUOTA_FACTOR
 
-Slot = tuple[int, bytes]
 Path = tuple[bytes, ...]
 Scopes = Callable[[bytes], Path]
 """The subtrees that an author is in, innermost first."""
-
-_LEAST_ID: Final = b""
 
 
 class Quotas(Protocol):
@@ -67,11 +64,13 @@ class QuotaBook:
             for mine in self._days[number].authors.values():
                 yield from mine
 
-    def find(self, author: bytes, slot: Slot) -> Entry | None:
-        day = self._days.get(slot[0] // DAY_MS)
-        mine = day.authors.get(author) if day else None
+    def holder(self, entry: Entry) -> Entry | None:
+        """Who holds the slot that `entry` would take."""
+        day = self._days.get(entry.timestamp_ms // DAY_MS)
+        mine = day.authors.get(entry.author) if day else None
         if mine is None:
             return None
+        slot = entry.slot
         position = bisect_left(mine, slot, key=_slot)
         return mine[position] if position < len(mine) and mine[position].slot == slot else None
 
@@ -148,8 +147,8 @@ class QuotaBook:
             return entry if min(policy.posts_per_minute, policy.posts_per_day) < 1 else None
         mine = day.authors.get(entry.author, [])
         minute_ms = entry.timestamp_ms - entry.timestamp_ms % MINUTE_MS
-        start = bisect_left(mine, (minute_ms, _LEAST_ID), key=_slot)
-        end = bisect_left(mine, (minute_ms + MINUTE_MS, _LEAST_ID), key=_slot)
+        start = bisect_left(mine, (minute_ms, b"", b""), key=_slot)
+        end = bisect_left(mine, (minute_ms + MINUTE_MS, b"", b""), key=_slot)
         if end - start >= policy.posts_per_minute:
             return _larger(mine[end - 1], entry) if end > start else entry
         if len(mine) >= policy.posts_per_day:

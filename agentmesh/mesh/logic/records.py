@@ -172,7 +172,7 @@ class RecordIndex:
 
     def _admit_by_quota(self, entry: Entry, now_ms: int) -> Accepted | Refused:
         self._follow_author(entry.author, now_ms)
-        holder = self._quota.find(entry.author, entry.slot)
+        holder = self._quota.holder(entry)
         if holder is not None:
             refused = _must_stay(holder, entry)
             if refused is not None:
@@ -318,7 +318,7 @@ class RecordIndex:
         dropped: list[bytes] = []
         for tombstone in tombstones:
             entry = self._tombstone_entry(tombstone)
-            if self._quota.find(entry.author, entry.slot) is None:
+            if self._quota.holder(entry) is None:
                 self._quota.place(entry)
         for stored in sorted(entries, key=lambda stored: (stored.timestamp_ms, stored.id)):
             dropped += self._restore_one(stored, now_ms)
