@@ -67,6 +67,7 @@ MAX_WAITERS: Final = 1_024  # long polls at once
 MAX_SUBSCRIBERS: Final = 256  # event streams at once
 SUBSCRIBER_QUEUE: Final = 1_024  # events waiting for one subscriber; a slower one is dropped and told so
 RESUME_EVENTS: Final = 1_000  # missed events replayed to a subscriber that comes back
+MAX_EVENT_ID_CHARS: Final = 18  # decimal digits that fit SQLite's integers
 HEARTBEAT_S: Final = 15  # silence on an event stream, before a comment keeps it open
 MAX_BODY_BYTES: Final = 64 * KIB  # of an HTTP request
 MAX_SINCE_HOURS: Final = 24 * 365
