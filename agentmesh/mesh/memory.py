@@ -14,6 +14,7 @@ from typing import Final
 from agentmesh.core.errors import NotAdmitted, PortInUse, StreamClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
+from agentmesh.mesh.logic.reasons import clip_reason
 from agentmesh.mesh.receive_buffer import ReceiveBuffer
 from agentmesh.mesh.transport import OnConnection
 from agentmesh.mesh.wakeup import Wakeup
@@ -128,14 +129,18 @@ class MemoryTransport:
         near_end = MemoryConnection(link, server=far.node, dialled=True, remote_address=address)
         far_end = MemoryConnection(link, server=far.node, dialled=False, remote_address=self._address)
         link.connect(near_end, far_end)
-        self._open.append(near_end)
+        self._track(near_end)
         far.accept(far_end)
         return near_end
 
     def accept(self, connection: MemoryConnection) -> None:
         """A connection from another transport of the network."""
-        self._open.append(connection)
+        self._track(connection)
         self._tasks.spawn(self._serve(connection), name=f"connection from {connection.remote_address}")
+
+    def _track(self, connection: MemoryConnection) -> None:
+        self._open = [c for c in self._open if not c.is_closed]
+        self._open.append(connection)
 
     async def _serve(self, connection: MemoryConnection) -> None:
         assert self._on_connection is not None  # noqa: S101 - an address is bound only together with it
@@ -267,6 +272,7 @@ class MemoryConnection:
     def close(self, reason: str) -> None:
         """See Connection."""
         if not self.is_closed:
+            reason = clip_reason(reason)
             self.finish(reason)
             self.link.deliver(lambda: self.far.finish(reason))
 

@@ -16,11 +16,11 @@ from aioquic.quic.packet import QuicErrorCode
 
 from agentmesh.core.errors import StreamClosed
 from agentmesh.mesh.datagrams import SocketAddress, format_address
+from agentmesh.mesh.logic.reasons import clip_reason
 from agentmesh.mesh.quic_engine import PACKETS_PER_TURN, Engine
 from agentmesh.mesh.quic_stream import QuicPeerStream
 from agentmesh.mesh.wakeup import Wakeup
 
-MAX_REASON_BYTES: Final = 128
 CLOSE_REPEATS: Final = 8  # times that a lost CONNECTION_CLOSE is sent again (RFC 9000 section 10.2.1)
 ACK_EVERY: Final = 2  # packets, at most, without an acknowledgement (RFC 9000 section 13.2.2)
 EARLY_TIMER_S: Final = 0.0005  # event loops round timers; one that fires this much early counts as due
@@ -119,7 +119,7 @@ class QuicLink:
     def close(self, reason: str) -> None:
         """See Connection."""
         if self._reason is None:
-            reason = _clipped(reason)
+            reason = clip_reason(reason)
             self.engine.close(error_code=QuicErrorCode.NO_ERROR, reason_phrase=reason)
             self._finish(reason)
             self._transmit()
@@ -294,13 +294,9 @@ class QuicLink:
             self._owner.gone(self)
 
 
-def _clipped(reason: str) -> str:
-    return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-
-
 def _told(event: events.ConnectionTerminated, *, by_peer: bool) -> str:
     """The reason as people read it; what a peer wrote may hold anything."""
-    text = "".join(c if c.isprintable() else "?" for c in _clipped(event.reason_phrase))
+    text = clip_reason(event.reason_phrase)
     if text == "Idle timeout":
         return "the connection timed out"
     if text:

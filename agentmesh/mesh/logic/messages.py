@@ -6,11 +6,14 @@ the end of an array, and a message whose tag is unknown is skipped, so that two 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from agentmesh.mesh.logic.record import SignedRecord
+
+# A number beyond what msgpack or JSON carry exactly could not be sent on: whoever added one to it would break.
+Whole = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class PeerEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -31,41 +34,41 @@ class Message(msgspec.Struct, array_like=True):
 class Ping(Message, tag=1):
     """Are you there? `now_ms` is the sender's wall clock."""
 
-    sequence: int
-    incarnation: int
-    now_ms: int
+    sequence: Whole
+    incarnation: Whole
+    now_ms: Whole
 
 
 class Pong(Message, tag=2):
-    sequence: int
-    incarnation: int
-    now_ms: int
+    sequence: Whole
+    incarnation: Whole
+    now_ms: Whole
 
 
 class ProbeRequest(Message, tag=3):
     """Please ping `target` for me, if you are connected to it."""
 
-    sequence: int
+    sequence: Whole
     target: bytes
 
 
 class ProbeResult(Message, tag=4):
-    sequence: int
+    sequence: Whole
     target: bytes
     alive: bool
-    incarnation: int
+    incarnation: Whole
 
 
 class Suspicion(Message, tag=5):
     """The sender suspects `node` at `incarnation`; the node itself refutes with a newer incarnation."""
 
     node: bytes
-    incarnation: int
+    incarnation: Whole
 
 
 class Refutation(Message, tag=6):
     node: bytes
-    incarnation: int
+    incarnation: Whole
 
 
 # ------------------------------------------------------------------ overlay (HyParView)
@@ -79,7 +82,7 @@ class Join(Message, tag=10):
 
 class ForwardJoin(Message, tag=11):
     entry: PeerEntry
-    ttl: int
+    ttl: Whole
 
 
 class Neighbour(Message, tag=12):
@@ -102,7 +105,7 @@ class Disconnect(Message, tag=14):
 class Shuffle(Message, tag=15):
     origin: PeerEntry
     entries: tuple[PeerEntry, ...]
-    ttl: int
+    ttl: Whole
 
 
 class ShuffleReply(Message, tag=16):
@@ -119,7 +122,7 @@ class Gossip(Message, tag=20):
     """Records pushed along the tree, with the hops each has travelled so far."""
 
     records: tuple[SignedRecord, ...]
-    hop: int
+    hop: Whole
 
 
 class IHave(Message, tag=21):
@@ -130,7 +133,7 @@ class IHave(Message, tag=21):
     """
 
     ids: bytes
-    hop: int
+    hop: Whole
 
 
 class Graft(Message, tag=22):
@@ -153,7 +156,7 @@ class Reconcile(Message, tag=30):
     means: all my sessions are taken, come back later.
     """
 
-    session: int
+    session: Whole
     body: bytes
 
 
