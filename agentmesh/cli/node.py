@@ -167,7 +167,7 @@ def leave() -> None:
         if isinstance(error, NodeLost):
             raise
         with _as_holder(home):
-            from agentmesh.mesh.membership_files import forget_membership
+            from agentmesh.mesh.membership_file import forget_membership
 
             forgotten = forget_membership(home)
         done = {"message": "Left the mesh." if forgotten else "This home is on no mesh."}

@@ -33,7 +33,6 @@ _BY_STATUS: dict[int, type[AgentMeshError]] = {
     413: errors.InvalidInput,
     422: errors.InvalidInput,
     429: errors.QuotaExceeded,
-    503: errors.NoNode,
     507: errors.StorageError,
 }
 

@@ -74,11 +74,17 @@ class ApiServer:
 
     async def close(self, timeout_s: float) -> None:
         """Stop listening, let requests end for a moment, drop the rest."""
+        # It cancels what still runs after its grace and calls that an error, with a traceback for each event stream.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._server.ended.set()
         _, pending = await asyncio.wait([self._task], timeout=timeout_s)
         if pending:
             _log.warning("requests still run after %s s and are dropped", timeout_s)
             self._task.cancel()
+        for connection in list(self._server.server_state.connections):
+            if (transport := getattr(connection, "transport", None)) is not None:
+                transport.abort()
+        await asyncio.sleep(0)
 
 
 def bind_home_socket(path: Path) -> socket.socket:

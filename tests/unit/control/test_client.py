@@ -123,7 +123,7 @@ def test_the_nodes_error_comes_back_as_its_own_class(home: Home, serve, request_
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, InvalidInput), (422, InvalidInput), (429, QuotaExceeded), (418, AgentMeshError), (503, NoNode)],
+    [(400, InvalidInput), (422, InvalidInput), (429, QuotaExceeded), (418, AgentMeshError), (503, AgentMeshError)],
 )
 def test_an_unknown_error_code_keeps_the_exit_code_of_its_status(home: Home, serve, status: int, kind: type) -> None:
     serve(response(status, {"error": {"code": "from_the_future", "message": "So it is.", "retryable": False}}))
