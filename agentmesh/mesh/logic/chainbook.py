@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentmesh.mesh.logic.certificate import Certificate, Chain, Role, parse_nodes, subchain
+from agentmesh.mesh.logic.certificate import SERIAL_BYTES, Certificate, Chain, Role, parse_nodes, subchain
 
 LAPSED_CHAINS: Final = (
     10_000  # as many as a mesh has members; older ones are forgotten and their subjects become strangers
@@ -179,6 +179,13 @@ class ChainBook:
 
     def lapsed_keys(self) -> tuple[bytes, ...]:
         return tuple(self._lapsed)
+
+    def known_chain(self, subject: bytes) -> Chain | None:
+        held = self._best.get(subject) or self._lapsed.get(subject)
+        return held.chain if held else None
+
+    def invite_serials(self) -> tuple[bytes, ...]:
+        return tuple(sorted(element for element in self._by_element if len(element) == SERIAL_BYTES))
 
     def members(self) -> tuple[bytes, ...]:
         return tuple(sorted(self._best))

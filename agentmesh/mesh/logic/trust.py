@@ -301,6 +301,18 @@ class Trust:
         best = self._book.best(author)
         return best.chain if best else None
 
+    def known_chain(self, subject: bytes) -> Chain | None:
+        """A chain of the key, be it a member's or one that was touched since."""
+        return self._book.known_chain(subject)
+
+    def known_keys(self) -> tuple[bytes, ...]:
+        """Members and keys that are out, as far as known."""
+        return (*self._book.members(), *self._book.lapsed_keys())
+
+    def invite_serials(self) -> tuple[bytes, ...]:
+        """Every invite that a member joined by, sorted."""
+        return self._book.invite_serials()
+
     def invite_chain(self, serial: bytes) -> Chain | None:
         """The chain of an invite that somebody joined by, found in the members' chains."""
         return self._book.invite_chain(serial)
@@ -336,14 +348,26 @@ class Trust:
         above = (*own.certificate.lineage, self_key)
         if target in above:
             return ()
-        found: list[VouchCandidate] = []
-        for held in self._book.below(target):
-            spared = tuple(e for e in held.certificate.lineage if e == target or e in self._revoked)
-            spares_invite = any(len(element) != KEY_BYTES for element in spared)
-            barred = spares_invite or held.subject in self._revoked or held.subject in above
-            if not barred and held.subject != target and now_ms < held.expires_ms:
-                found.append(VouchCandidate(held.subject, held.chain, spared))
-        return tuple(found)
+        found = (self._candidate(held, target, above, now_ms) for held in self._book.below(target))
+        return tuple(candidate for candidate in found if candidate)
+
+    def vouch_candidate(self, self_key: bytes, subject: bytes, now_ms: int) -> VouchCandidate | None:
+        """The same for one key that is out now, whatever put it out: None unless this node knew it before and may vouch."""
+        self._settle()
+        own, lapsed = self._book.best(self_key), self._book.lapsed(subject)
+        if own is None or lapsed is None or not own.certificate.may_invite or self._book.best(subject):
+            return None
+        return self._candidate(lapsed, None, (*own.certificate.lineage, self_key), now_ms)
+
+    def _candidate(
+        self, held: Held, target: bytes | None, above: tuple[bytes, ...], now_ms: int
+    ) -> VouchCandidate | None:
+        spared = tuple(e for e in held.certificate.lineage if e == target or e in self._revoked)
+        spares_invite = any(len(element) != KEY_BYTES for element in spared)
+        barred = spares_invite or held.subject in self._revoked or held.subject in above or held.subject == target
+        if barred or not spared or held.expires_ms <= now_ms:
+            return None
+        return VouchCandidate(held.subject, held.chain, spared)
 
 
 def _already_verified(public_key: bytes, signature: bytes, message: bytes) -> bool:
