@@ -139,6 +139,17 @@ class QuotaBook:
             present = {author for day in self._days.values() for author in day.authors}
             self._subtrees_of = {author: known for author, known in self._subtrees_of.items() if author in present}
 
+    def used(self, author: bytes, now_ms: int) -> tuple[int, int, int]:
+        """How many slots an author holds in this minute, on this day, and the fullest of its subtrees on this day."""
+        day = self._days.get(now_ms // DAY_MS)
+        if day is None:
+            return 0, 0, 0
+        mine = day.authors.get(author, [])
+        minute_ms = now_ms - now_ms % MINUTE_MS
+        start = bisect_left(mine, (minute_ms, b"", b""), key=_slot)
+        end = bisect_left(mine, (minute_ms + MINUTE_MS, b"", b""), key=_slot)
+        return end - start, len(mine), max((len(day.subtrees.get(s, ())) for s in self._subtrees(author)), default=0)
+
     def _loser(self, entry: Entry) -> Entry | None:
         """The largest slot of the innermost full constraint that `entry` would overfill, else None."""
         policy = self._policy()

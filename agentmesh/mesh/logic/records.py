@@ -101,6 +101,10 @@ class RecordIndex:
             raise LookupError("there is no such record of this author here")
         return target.timestamp_ms, target.timestamp_ms + rule.max_lifetime_ms
 
+    def quota_used(self, author: bytes, now_ms: int) -> tuple[int, int, int]:
+        """Slots in use: the author's in this minute and on this day, and those of the fullest of its subtrees on this day."""
+        return self._quota.used(author, now_ms)
+
     # ------------------------------------------------------------------ accepting
 
     def offer(self, record: Record, now_ms: int) -> Verdict:
