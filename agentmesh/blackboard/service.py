@@ -63,12 +63,14 @@ class BlackboardService:
         clock: Clock,
         own_node: bytes,
         author_posts_per_minute: Callable[[], int],
+        default_author: str = "anonymous",
         node_name: Callable[[bytes], str | None] = _unnamed,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._clock = clock
         self._own_node = own_node
+        self._default_author = default_author
         self._node_name = node_name
         self._tasks = TaskSet("blackboard")
         self._live = Live(self.view)
@@ -125,14 +127,14 @@ class BlackboardService:
         self,
         text: str,
         *,
-        author: str,
+        author: str | None = None,
         topic: str | None = None,
         reply_to: str | None = None,
         idempotency_key: str | None = None,
     ) -> Posted:
         """Mask, sign, store and spread a text; it is on disk when this returns.
 
-        A repeated `idempotency_key` gets the first answer and posts nothing, also after a restart.
+        Without an author it is the node's default. A repeated `idempotency_key` gets the first answer and posts nothing, also after a restart.
 
         Raises:
             InvalidInput: text, author, topic, reply_to or key cannot be used, or the text is mostly secret.
@@ -140,7 +142,7 @@ class BlackboardService:
             QuotaExceeded: the author's name or this node has posted too much; says when to try again.
             StorageError: it could not be stored.
         """
-        return await self._poster.post(text, author, topic, reply_to, idempotency_key)
+        return await self._poster.post(text, author or self._default_author, topic, reply_to, idempotency_key)
 
     async def retract(self, id_text: str) -> PostView:
         """Take back a post of this node, here and everywhere. Returns what was retracted.
@@ -285,13 +287,14 @@ class BlackboardService:
 
     # ------------------------------------------------------------------ the live stream
 
-    async def events(self, after: str | None = None) -> AsyncGenerator[BoardEvent | None, None]:
-        """What happens from now on, or since the event `after`; None is a heartbeat. Ends after a `dropped` event.
+    async def events(self, after: str | None = None) -> AsyncGenerator[BoardEvent | None]:
+        """What happens from now on, or since the event `after`; None at first and as a heartbeat. Ends after `dropped`.
 
         Raises:
             TooBusy: too many follow the board.
         """
         with self._live.subscription() as subscription:
+            yield None
             replayed = 0
             async for event in self._missed(after):
                 replayed = int(event.id)
@@ -303,7 +306,7 @@ class BlackboardService:
                 if event is not None and event.event == "dropped":
                     return
 
-    async def _missed(self, after: str | None) -> AsyncGenerator[BoardEvent, None]:
+    async def _missed(self, after: str | None) -> AsyncGenerator[BoardEvent]:
         if after is None or not after.isdecimal() or len(after) > MAX_EVENT_ID_CHARS:
             return
         position = int(after)
