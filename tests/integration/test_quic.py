@@ -280,7 +280,12 @@ async def test_a_stream_in_one_direction_only_ends_the_connection(nodes: Nodes) 
 # ------------------------------------------------------------------ windows
 
 
-async def test_a_peer_can_fill_no_more_than_the_first_window_before_anything_is_read(nodes: Nodes) -> None:
+@pytest.mark.parametrize(
+    ("streams", "limit"), [(1, INITIAL_STREAM_WINDOW_BYTES), (20, INITIAL_CONNECTION_WINDOW_BYTES)]
+)
+async def test_a_peer_can_fill_no_more_than_the_first_window_before_anything_is_read(
+    nodes: Nodes, streams: int, limit: int
+) -> None:
     near, far = await link_pair(nodes)
 
     async def flood() -> None:
@@ -289,11 +294,11 @@ async def test_a_peer_can_fill_no_more_than_the_first_window_before_anything_is_
             await stream.write(bytes(64 * 1024))
 
     loop = asyncio.get_running_loop()
-    floods = [loop.create_task(flood()) for _ in range(20)]
+    floods = [loop.create_task(flood()) for _ in range(streams)]
     await asyncio.sleep(0.5)
     held = [stream._incoming.size_bytes for stream in far._streams.values()]
     assert max(held) <= INITIAL_STREAM_WINDOW_BYTES
-    assert 0 < sum(held) <= INITIAL_CONNECTION_WINDOW_BYTES
+    assert 0 < sum(held) <= limit
     assert far.engine._local_max_data.value == INITIAL_CONNECTION_WINDOW_BYTES
     near.close("enough")
     results = await within(asyncio.gather(*floods, return_exceptions=True))
