@@ -33,7 +33,7 @@ from agentmesh.blackboard.logic.limits import (
     RETRACTION_LIFETIME_MS,
 )
 from agentmesh.blackboard.logic.post import RETRACTION
-from agentmesh.blackboard.logic.query import Filters, PostRow
+from agentmesh.blackboard.logic.query import Filters, PostRow, clean
 from agentmesh.blackboard.masking import Masking
 from agentmesh.blackboard.ports import BoardEvent, NameCount, Page, Posted, PostView, Publisher, TextScrubber
 from agentmesh.blackboard.posting import Poster
@@ -197,7 +197,7 @@ class BlackboardService:
             unanswered=unanswered,
         )
         limit = checked_limit(limit)
-        if not query.strip():
+        if not clean(query):
             return await self._page_by_time(filters, limit, cursor)
         if filters.impossible:
             return Page((), None)
