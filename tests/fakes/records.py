@@ -11,7 +11,7 @@ from agentmesh.mesh.logic.record import Record, SignedRecord
 from agentmesh.mesh.logic.records import RecordIndex
 from agentmesh.mesh.logic.standing import Standing
 
-NOON_MS = 1_799_971_200_000  # 12:00 UTC of some day
+NOON_MS = 1_800_014_400_000  # 12:00 UTC of some day
 LIFETIME_MS = 48 * HOUR_MS
 
 POST = KindRule("post", 100, LIFETIME_MS, register=Register.ID, quota=True)
