@@ -6,7 +6,6 @@ here, not in the node); the node scrubs the rest.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ import click
 
 from agentmesh.cli.output import SHORT_ID_CHARS, emit_json, note, safe_line, show_page, show_posts
 from agentmesh.control.http1 import Query
+from agentmesh.control.sse import ServerEvent
 from agentmesh.control.start import ensure_node, request_with_node
 from agentmesh.core.errors import InvalidInput, NoNode, NotFound
 from agentmesh.core.paths import Home
@@ -98,6 +98,10 @@ def _check_combination(has_text: bool, options: Mapping[str, Any]) -> None:
         raise click.UsageError("--http belongs to --mcp.")
     if options["reply_to"] is not None and not has_text:
         raise click.UsageError("--reply-to needs a text; --thread shows a post and its replies.")
+    if options["follow"]:
+        for name in ("since", "limit", "cursor"):
+            if options[name] is not None:
+                raise click.UsageError(f"--{name} belongs to reading what is there, not to --follow.")
     if has_text:
         for name in ("since", "kind", "thread", "limit", "cursor", "unanswered"):
             if options[name] not in (None, False):
@@ -207,13 +211,11 @@ def _read(home: Home, options: Mapping[str, Any]) -> None:
         **_filters(options),
         "limit": options["limit"],
         "cursor": options["cursor"],
+        "thread": options["thread"],
     }
     if options["search"] is not None:
-        if options["thread"] is not None:
-            raise click.UsageError("--search and --thread cannot go together.")
         page = _get(home, "search", {**params, "query": _decoded(options["search"])})
     else:
-        params["thread"] = options["thread"]
         if options["unread"]:
             params |= {"unread_only": True, "reader": _reader()}
         page = _get(home, "feed", params)
@@ -235,14 +237,14 @@ def _reader() -> str:
 
 def _follow(home: Home, options: Mapping[str, Any]) -> None:
     """Print posts as they come; goes on at the node that takes over when this one ends."""
-    params, last_id, failures = _filters(options) | {"thread": options["thread"]}, "", 0
+    wanted, last_id, failures = _Wanted(home, options), None, 0
     while True:
         client = ensure_node(home)
         try:
-            for event in client.stream_events(f"{_ROUTE}/events", {**params, "last_event_id": last_id or None}):
+            for event in client.stream_events(f"{_ROUTE}/events", last_event_id=last_id):
                 failures = 0
                 last_id = event.id or last_id
-                _show_event(event.event, event.data, as_json=options["as_json"])
+                _show_event(event, wanted, as_json=options["as_json"])
         except NoNode:
             failures += 1
             if failures > RECONNECT_ATTEMPTS:
@@ -250,15 +252,35 @@ def _follow(home: Home, options: Mapping[str, Any]) -> None:
         time.sleep(RECONNECT_S)
 
 
-def _show_event(event: str, data: str, *, as_json: bool) -> None:
-    with contextlib.suppress(ValueError):
-        value = json.loads(data)
-        if event == "post" and isinstance(value, dict):
-            post = cast("dict[str, Any]", value)
-            emit_json(post) if as_json else show_posts([post])
-        elif event == "dropped":
-            note("posts came faster than they could be shown; some are missing here")
-    sys.stdout.flush()
+class _Wanted:
+    """Which of the posts that arrive are shown: the live stream carries all."""
+
+    def __init__(self, home: Home, options: Mapping[str, Any]) -> None:
+        kind = "QUESTION" if options["unanswered"] else options["kind"]
+        fields = {"topic": options["topic"], "kind": kind, "author": options["author"]}
+        self._fields = {name: value.casefold() for name, value in fields.items() if value}
+        self._thread: set[str] | None = None
+        if options["thread"] is not None:
+            page = _get(home, "feed", {"thread": options["thread"], "limit": 200})
+            self._thread = {post["id"] for post in page["posts"]}
+
+    def fits(self, post: Mapping[str, Any]) -> bool:
+        if self._thread is not None:
+            if post.get("reply_to") not in self._thread:
+                return False
+            self._thread.add(str(post["id"]))
+        return all(str(post.get(name) or "").casefold() == value for name, value in self._fields.items())
+
+
+def _show_event(event: ServerEvent, wanted: _Wanted, *, as_json: bool) -> None:
+    if event.event == "dropped":
+        note("posts came faster than they could be shown; some are missing here")
+    if event.event != "post":
+        return
+    post = cast("dict[str, Any]", json.loads(event.data))
+    if wanted.fits(post):
+        emit_json(post) if as_json else show_posts([post])
+        sys.stdout.flush()
 
 
 # ------------------------------------------------------------------ MCP and skill

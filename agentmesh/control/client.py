@@ -11,12 +11,12 @@ import json as jsonlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from agentmesh.control.errors import ForeignSocket, NodeLost, NodeSilent, error_from_response
-from agentmesh.control.http1 import BadResponse, Query, ResponseReader, build_request, build_target
+from agentmesh.control.http1 import BadResponse, Query, ResponseReader, build_event_request, build_request, build_target
 from agentmesh.control.sse import EventParser, ServerEvent
 from agentmesh.core.errors import AgentMeshError, NoNode
 from agentmesh.core.paths import Home
@@ -87,11 +87,13 @@ class NodeClient:
                     raise BadResponse()
         return _answer(reader, bytes(body))
 
-    def stream_events(self, path: str, params: Query | None = None) -> Iterator[ServerEvent]:
+    def stream_events(
+        self, path: str, params: Query | None = None, *, last_event_id: str | None = None
+    ) -> Iterator[ServerEvent]:
         """The events of an SSE route, until the node ends the stream. Raises NodeLost when it just ends."""
         reader, parser = ResponseReader(), EventParser()
         with self._connect() as connection:
-            request = build_request("GET", build_target(path, params), accept="text/event-stream")
+            request = build_event_request(build_target(path, params), last_event_id)
             _send(connection, request, time.monotonic() + CONNECT_TIMEOUT_S)
             while not reader.complete:
                 _feed(reader, _receive(connection, time.monotonic() + STREAM_SILENCE_S))
@@ -153,14 +155,16 @@ class AsyncNodeClient:
             raise NodeSilent() from error
         return _answer(reader, bytes(body))
 
-    async def stream_events(self, path: str, params: Query | None = None) -> AsyncIterator[ServerEvent]:
+    async def stream_events(
+        self, path: str, params: Query | None = None, *, last_event_id: str | None = None
+    ) -> AsyncGenerator[ServerEvent, None]:
         """The events of an SSE route, until the node ends the stream. Close the iterator (`aclosing`) to stop early."""
         import asyncio
 
         reader, parser = ResponseReader(), EventParser()
         source, sink = await self._connect()
         try:
-            sink.write(build_request("GET", build_target(path, params), accept="text/event-stream"))
+            sink.write(build_event_request(build_target(path, params), last_event_id))
             while not reader.complete:
                 try:
                     async with asyncio.timeout(STREAM_SILENCE_S):

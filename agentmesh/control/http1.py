@@ -37,9 +37,9 @@ def _text(value: str | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def build_request(method: str, target: str, body: object = None, *, accept: str = "application/json") -> bytes:
+def build_request(method: str, target: str, body: object = None) -> bytes:
     """The whole request; `body`, unless None, is sent as JSON. The connection serves this one request."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Accept: {accept}", "Connection: close"]
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Accept: application/json", "Connection: close"]
     payload = b""
     if body is not None:
         payload = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -47,6 +47,14 @@ def build_request(method: str, target: str, body: object = None, *, accept: str 
     elif method not in ("GET", "DELETE"):
         lines.append("Content-Length: 0")
     return "\r\n".join([*lines, "", ""]).encode("ascii") + payload
+
+
+def build_event_request(target: str, last_event_id: str | None) -> bytes:
+    """Ask for an event stream, from the event after `last_event_id` on."""
+    lines = [f"GET {target} HTTP/1.1", "Host: localhost", "Accept: text/event-stream", "Connection: close"]
+    if last_event_id is not None:
+        lines.append(f"Last-Event-ID: {quote(last_event_id)}")
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 class ResponseReader:

@@ -155,7 +155,7 @@ async def test_an_unknown_route_is_said_to_be_unknown(served: Served) -> None:
 
 
 async def test_the_event_stream_shows_the_status_its_changes_and_ends_with_the_node(served: Served) -> None:
-    async with asyncio.timeout(20), aclosing(served.client.stream_events("/api/events")) as events:  # type: ignore[type-var]
+    async with asyncio.timeout(20), aclosing(served.client.stream_events("/api/events")) as events:
         states = [json.loads((await anext(events)).data)["state"]]
         served.node.state = "alone"
         states.append(json.loads((await anext(events)).data)["state"])
@@ -182,7 +182,7 @@ async def test_the_api_describes_itself_without_loading_anything_from_elsewhere(
 
 
 async def test_a_server_ends_in_time_though_a_client_hangs_on(served: Served) -> None:
-    async with aclosing(served.client.stream_events("/api/events")) as events:  # type: ignore[type-var]
+    async with aclosing(served.client.stream_events("/api/events")) as events:
         await anext(events)
         async with asyncio.timeout(5):
             await served.server.close(3)

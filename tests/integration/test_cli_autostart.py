@@ -1,0 +1,199 @@
+"""Commands with nothing running: they start one node, once, fully detached, and say so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.fakes.node_process import END_TIMEOUT_S, ROOT, Nodes, wait_for
+from tests.integration.test_node_lifecycle import alive
+
+
+def test_a_post_with_nothing_running_starts_a_node_and_says_how_to_stop_it(nodes: Nodes) -> None:
+    home = nodes.home()
+    done = home.cli("blackboard", "hi", "--json")
+    assert set(done.json()) == {"id", "redactions", "related"}
+    assert "agentmesh stop" in done.err
+    assert "amesh1." not in done.err
+    feed = home.cli("blackboard", "--json")
+    assert [post["text"] for post in feed.json()["posts"]] == ["hi"]
+    assert feed.err == ""
+
+
+def test_the_node_in_the_background_is_detached_from_whoever_started_it(nodes: Nodes) -> None:
+    home = nodes.home()
+    home.cli("blackboard", "hi")
+    pid = home.node_json()["pid"]
+    assert os.getsid(pid) != os.getsid(0)
+    assert Path(f"/proc/{pid}/cwd").readlink() == home.root
+    descriptors = {number: os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)}
+    log = str(home.root / "logs" / "node.log")
+    assert descriptors == {0: "/dev/null", 1: log, 2: log}
+    assert Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1] in ("1", str(_subreaper(pid)))
+
+
+def _subreaper(pid: int) -> int:
+    """The process that orphans of this machine's session go to: init, or a reaper of the sandbox."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    assert parent != os.getpid()
+    return parent
+
+
+def test_clients_that_start_a_node_at_the_same_moment_get_the_same_one(nodes: Nodes) -> None:
+    home = nodes.home()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "agentmesh", "blackboard", f"post {number}", "--json"],
+            env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(5)
+    ]  # fmt: skip
+    results = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0] * 5, results
+    assert sum("started a node" in errors for _, errors in results) == 1
+    ids = {json.loads(out)["id"] for out, _ in results}
+    assert {post["id"] for post in home.json("blackboard")["posts"]} == ids
+    assert len(ids) == 5
+
+
+def test_a_node_in_the_background_ends_by_itself_when_nobody_uses_it(nodes: Nodes) -> None:
+    home = nodes.home()
+    (home.root / "config.toml").write_text('console_port = 0\nidle_exit = "1s"\n')
+    home.cli("blackboard", "hi")
+    wait_for(lambda: not (home.root / "run" / "node.json").exists(), END_TIMEOUT_S, "the idle node to end")
+    assert home.cli("status").code == 3
+    assert [post["text"] for post in home.json("blackboard")["posts"]] == ["hi"]
+
+
+def test_a_killed_node_in_the_background_is_replaced_by_the_next_command(nodes: Nodes) -> None:
+    home = nodes.home()
+    home.cli("blackboard", "first")
+    pid = home.node_json()["pid"]
+    os.kill(pid, 9)
+    wait_for(lambda: not alive(pid), 10.0, "the node to die")
+    assert home.cli("blackboard", "second").code == 0
+    assert {post["text"] for post in home.json("blackboard")["posts"]} == {"first", "second"}
+
+
+def test_a_newer_command_has_an_older_node_in_the_background_replaced(nodes: Nodes) -> None:
+    home = nodes.home()
+    home.cli("blackboard", "by the old one")
+    old = home.node_json()["pid"]
+    script = (
+        "import sys, agentmesh; agentmesh.__version__ = '99.0.0'\n"
+        "from agentmesh.cli.main import run; sys.exit(run(['blackboard', 'by the new one']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=home.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "older" in done.stderr
+    assert home.node_json()["pid"] != old
+    assert {post["text"] for post in home.json("blackboard")["posts"]} == {"by the old one", "by the new one"}
+
+
+def test_a_node_by_hand_is_never_replaced_by_a_newer_command(nodes: Nodes) -> None:
+    node = nodes.start()
+    script = (
+        "import sys, agentmesh; agentmesh.__version__ = '99.0.0'\n"
+        "from agentmesh.cli.main import run; sys.exit(run(['blackboard', 'hi']))"
+    )
+    subprocess.run([sys.executable, "-c", script], env=node.environment, cwd=ROOT, timeout=60, check=True)
+    assert node.node_json()["pid"] == node.pid
+
+
+def test_a_node_that_cannot_start_is_exit_code_3_with_its_reason(nodes: Nodes) -> None:
+    home = nodes.home()
+    (home.root / "identity.key").write_bytes(b"not a key")
+    (home.root / "identity.key").chmod(0o600)
+    done = home.cli("blackboard", "hi")
+    assert done.code == 3
+    assert "identity.key" in done.err
+
+
+def test_a_token_that_nobody_answers_for_is_exit_code_3_and_names_where_it_asked(nodes: Nodes) -> None:
+    first = nodes.start()
+    address = f":{first.json('status')['bind_port']}"
+    token = first.invite
+    first.stop()
+    home = nodes.home({"AGENTMESH_JOIN": token})
+    done = home.cli("blackboard", "hi", timeout_s=60.0)
+    assert done.code == 3
+    assert address in done.err
+    assert token not in done.err
+
+
+def test_a_token_in_the_environment_joins_on_the_first_start_and_is_remembered(nodes: Nodes) -> None:
+    first = nodes.start()
+    first.cli("blackboard", "from the first")
+    home = nodes.home({"AGENTMESH_JOIN": first.invite})
+    home.cli("blackboard", "from the second")
+    del home.environment["AGENTMESH_JOIN"]
+    assert home.json("status")["mesh_id"] == first.json("status")["mesh_id"]
+    both = {"from the first", "from the second"}
+    for node in (first, home):
+        wait_for(
+            lambda node=node: {p["text"] for p in node.json("blackboard")["posts"]} == both,
+            20.0,
+            "both posts on both nodes",
+        )
+
+
+def test_the_unknown_post_and_the_wrong_text_are_sentences_of_a_real_node(nodes: Nodes) -> None:
+    home = nodes.home()
+    for arguments, code in (
+        (["--retract", "abcd1234"], 1),
+        (["--thread", "abcd1234"], 1),
+        (["--reply-to", "abcd1234", "hi"], 1),
+        ([""], 2),
+        (["x" * 20_000], 2),
+        (["--kind", "nonsense"], 2),
+        (["--cursor", "nonsense"], 2),
+        ([b"bad \xff byte"], 2),
+    ):
+        done = home.cli("blackboard", *arguments)
+        assert (done.code, done.out) == (code, ""), (arguments, done)
+        assert len(done.err.strip().splitlines()) <= 2, done.err  # the first command also says that it started a node
+
+
+def test_following_shows_posts_as_they_come_and_survives_a_change_of_node(nodes: Nodes) -> None:
+    home = nodes.home()
+    home.cli("blackboard", "before")
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "agentmesh", "blackboard", "--follow", "--json"],
+        env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert follower.stdout is not None
+        time.sleep(1.0)  # nothing says that it has subscribed
+        home.cli("blackboard", "during")
+        assert json.loads(follower.stdout.readline())["text"] == "during"
+        home.start()
+        time.sleep(2.5)
+        home.cli("blackboard", "after")
+        assert json.loads(follower.stdout.readline())["text"] == "after"
+    finally:
+        follower.terminate()
+        follower.communicate(timeout=10)
+
+
+def test_a_post_with_a_running_node_takes_at_most_300_ms_of_the_whole_process(nodes: Nodes) -> None:
+    node = nodes.start()
+    node.cli("blackboard", "warm the scrubber")
+    times: list[float] = []
+    for number in range(5):
+        began = time.monotonic()
+        assert node.cli("blackboard", f"post {number}").code == 0
+        times.append(time.monotonic() - began)
+    # The figure is for an idle machine; the best of five is what a loaded one can show.
+    assert min(times) <= 0.3, times
