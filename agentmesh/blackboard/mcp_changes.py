@@ -22,7 +22,6 @@ from mcp.shared.subscriptions import ResourceUpdated
 from agentmesh.blackboard.board_client import BoardClient
 from agentmesh.blackboard.logic import mcp_limits as limits
 from agentmesh.blackboard.logic import mcp_uris
-from agentmesh.blackboard.mcp_resources import not_found
 from agentmesh.core.tasks import TaskSet
 
 Context = ServerRequestContext[Any, Any]
@@ -63,9 +62,7 @@ class Changes:
         return await self._listen(ctx, params)
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
-        """Until 2025-11-25: watch one address. Raises MCPError: it names nothing, or too many are watched."""
-        if mcp_uris.parse(params.uri) is None:
-            raise not_found(ctx, params.uri, f"There is no resource '{params.uri[:120]}' to subscribe to.")
+        """Until 2025-11-25: watch one address; one that names nothing never changes. Raises MCPError: too many are watched."""
         key = _session_key(ctx)
         subscriber = self._subscribers.setdefault(key, _Subscriber(ctx.session))
         if len(subscriber.uris) >= limits.MAX_SUBSCRIPTIONS and params.uri not in subscriber.uris:

@@ -58,6 +58,7 @@ async def serve_http(home: Home, port: int, author: str | None, ensure: Callable
         real_port = int(listener.getsockname()[1])
         config = uvicorn.Config(
             build_app(server, token),
+            http="h11",  # httptools leaves white space at the end of header values (RFC 9110, section 5.5)
             log_config=None,
             access_log=False,
             server_header=False,

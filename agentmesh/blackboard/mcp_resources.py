@@ -73,7 +73,7 @@ class Resources:
         try:
             page = await self._page(params.uri)
         except (NotFound, Ambiguous, InvalidInput) as error:
-            raise not_found(ctx, params.uri, error.message) from error
+            raise _not_found(ctx, params.uri, error.message) from error
         except AgentMeshError as error:
             raise MCPError(types.INTERNAL_ERROR, error.message) from error
         text = mcp_text.page_text(page, self._clock.now_ms(), secrets.token_hex(8), "There is no post here yet.")
@@ -97,7 +97,7 @@ class Resources:
         return Page(posts=(*replies, post), next_cursor=thread.next_cursor)
 
 
-def not_found(ctx: Context, uri: str, message: str) -> MCPError:
+def _not_found(ctx: Context, uri: str, message: str) -> MCPError:
     """The error for an address that names nothing, with the code of the client's protocol era."""
     modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
     code = types.INVALID_PARAMS if modern else RESOURCE_NOT_FOUND_UNTIL_2025

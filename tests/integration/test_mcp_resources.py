@@ -121,12 +121,6 @@ async def test_changes_go_on_after_the_nodes_event_stream_broke(setup: Setup, mo
         await until(lambda: told == ["blackboard://feed"])
 
 
-async def test_what_does_not_exist_cannot_be_subscribed_to(setup: Setup) -> None:
-    async with setup.client("legacy") as client:
-        with pytest.raises(MCPError, match="no resource"):
-            await client.subscribe_resource("blackboard://elsewhere")
-
-
 async def test_a_session_cannot_subscribe_without_end(setup: Setup) -> None:
     async with setup.client("legacy") as client:
         for number in range(128):
