@@ -8,6 +8,7 @@ by reconciliation are announced too, but fetched without touching the tree (`IHa
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from agentmesh.mesh.logic.events import Effect, NodeId, SendMessage, SendRecords
 from agentmesh.mesh.logic.gossip_config import GossipConfig
 from agentmesh.mesh.logic.limits import (
     ANNOUNCE_BURST,
+    ANNOUNCE_OWN_AGAIN_MS,
     ANNOUNCE_PER_SECOND,
     ANNOUNCERS,
     DELIVERED_IDS,
@@ -48,6 +50,7 @@ class Broadcast:
         self.lazy: dict[NodeId, None] = {}
         self._queues: dict[tuple[NodeId, int], list[bytes]] = {}
         self._flush_ms: int | None = None
+        self._again: deque[tuple[int, tuple[bytes, ...]]] = deque(maxlen=ANNOUNCE_BURST)
         self._missing: dict[bytes, _Missing] = {}
         self._due: list[tuple[int, bytes]] = []
         self._delivered: dict[bytes, tuple[NodeId, int]] = {}  # id -> who brought it first, and its hop
@@ -146,6 +149,11 @@ class Broadcast:
             if peer != source:
                 self._queue(peer, hop, ids, now_ms)
 
+    def announce_own(self, ids: Sequence[bytes], now_ms: int) -> None:
+        """A record of our own is announced once more, to all neighbours: until one of them has it nobody else can repair it."""
+        self._again.append((now_ms + ANNOUNCE_OWN_AGAIN_MS, tuple(ids)))
+        self._set_deadline()
+
     def announce_fetched(self, ids: Sequence[bytes], source: NodeId | None, now_ms: int) -> bool:
         """Ids of records that did not come along the tree, to all neighbours; False if there were too many for that.
 
@@ -170,6 +178,10 @@ class Broadcast:
         """Send gathered announcements; ask for what was announced and did not come."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return
+        while self._again and self._again[0][0] <= now_ms:
+            _, ids = self._again.popleft()
+            for peer in (*self.eager, *self.lazy):
+                self._queue(peer, 1, ids, now_ms)
         if self._flush_ms is not None and self._flush_ms <= now_ms:
             self._flush(out)
         asks: dict[tuple[NodeId, bool], list[bytes]] = {}
@@ -239,8 +251,9 @@ class Broadcast:
         self._flush_ms = None
 
     def _set_deadline(self) -> None:
-        due_ms = self._due[0][0] if self._due else None
-        if self._flush_ms is None or due_ms is None:
-            self.deadline_ms = due_ms if self._flush_ms is None else self._flush_ms
-        else:
-            self.deadline_ms = min(self._flush_ms, due_ms)
+        deadline_ms = self._flush_ms
+        if self._due and (deadline_ms is None or self._due[0][0] < deadline_ms):
+            deadline_ms = self._due[0][0]
+        if self._again and (deadline_ms is None or self._again[0][0] < deadline_ms):
+            deadline_ms = self._again[0][0]
+        self.deadline_ms = deadline_ms

@@ -25,6 +25,7 @@ from agentmesh.mesh.logic.limits import (
     RECONCILE_AGAIN_MS,
     RECONCILE_ATTEMPTS,
     RECONCILE_BUSY_MS,
+    RECONCILE_FOLLOW_UPS,
     RECONCILE_QUIET_MS,
     RECONCILE_SESSIONS,
 )
@@ -37,11 +38,16 @@ _SPREAD_MS = 1_000  # news go on within this, spread by chance
 
 @dataclass(slots=True)
 class _Session:
-    """`stepping`: a step is being computed; what the peer sends meanwhile is out of turn and ignored."""
+    """`stepping`: a step is being computed; what the peer sends meanwhile is out of turn and ignored.
+
+    `differs`: the two sets were not equal at the first look.
+    """
 
     number: int
     deadline_ms: int
     stepping: bool = False
+    steps: int = 0
+    differs: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +56,7 @@ class _Link:
 
     due_ms: int | None = None  # when to begin a session with it
     attempts: int = 0
+    follow_ups: int = 0
     began_ms: int = 0
     batch_ms: int = 0  # its last RecordBatch
     presence_ms: int = 0  # when we last gave it all presence
@@ -146,7 +153,9 @@ class Exchange:
         if session is None:
             return
         if event.reply is not None:
+            session.differs |= session.steps > 0
             out.append(SendMessage(event.peer, Reconcile(event.session, event.reply)))
+        session.steps += 1
         session.deadline_ms = now_ms + self._config.reconcile_timeout_ms
         session.stepping = False
         if event.more:
@@ -219,7 +228,12 @@ class Exchange:
             if link.answering is not None:
                 out.append(EndReconcile(peer, link.answering.number))
                 link.answering = None
-            if sum(1 for other in self._links.values() if other.answering is not None) >= RECONCILE_SESSIONS:
+            # While its records still come in we would ask for them again.
+            receiving = link.batch_ms and now_ms - link.batch_ms < RECONCILE_QUIET_MS
+            if (
+                receiving
+                or sum(1 for other in self._links.values() if other.answering is not None) >= RECONCILE_SESSIONS
+            ):
                 out.append(SendMessage(peer, Reconcile(message.session, b"")))
                 return
             link.answering = _Session(message.session, 0)
@@ -245,12 +259,21 @@ class Exchange:
             link.answering = None
         else:
             self._own = None
+            self._follow_up(link, session, now_ms)
         # Presence is worth nothing before its authors' certificates are here, so it is asked for after a session.
         if self._presence_due and now_ms - self._presence_asked_ms >= PRESENCE_EVERY_MS:
             self._presence_due = False
             self._presence_asked_ms = now_ms
             out.append(SendMessage(peer, WantRecords(b"")))
         self._begin_next(now_ms, out)
+
+    def _follow_up(self, link: _Link, session: _Session, now_ms: int) -> None:
+        """Check whether what differed arrived. Some differences are meant to last, so this ends."""
+        if not session.differs:
+            link.follow_ups = 0
+        elif link.follow_ups < RECONCILE_FOLLOW_UPS:
+            self._schedule(link, now_ms + RECONCILE_AGAIN_MS * 2**link.follow_ups)
+            link.follow_ups += 1
 
     def _time_out(self, now_ms: int, out: list[Effect]) -> None:
         for peer, link in self._links.items():

@@ -221,6 +221,8 @@ class GossipMachine:
         if not own and event.record.id not in self._inbox.pool:
             outcome.dropped.setdefault(event.record.id, "it does not count: over quota, or replaced by a newer one")
         self._push(own, None, 1, now_ms, out)
+        if own:
+            self._broadcast.announce_own([record.id for record in own], now_ms)
         self._act_on(outcome, None, now_ms, out)
 
     def _on_gossip(self, peer: NodeId, message: Gossip, now_ms: int, out: list[Effect]) -> None:

@@ -93,18 +93,20 @@ ANNOUNCERS: Final = 8  # peers remembered for one missing id
 DELIVERED_IDS: Final = 4_096  # who delivered an id first, so that a repeat by the same peer does not prune the tree
 ANNOUNCE_BURST: Final = 512  # ids of fetched records announced at once; beyond it neighbours learn by reconciliation
 ANNOUNCE_PER_SECOND: Final = 64
+ANNOUNCE_OWN_AGAIN_MS: Final = 2 * SECOND_MS  # an author's own record, in case its push met only broken links
 OPTIMISE_HOPS: Final = 3  # Plumtree 3.8: a lazy link that would have been this many hops shorter becomes eager
 IHAVE_EVERY_MS: Final = 50  # announced ids are gathered this long
 
 # ------------------------------------------------------------------ reconciliation
 
 RECONCILE_EVERY_MS: Final = 30 * SECOND_MS
-RECONCILE_TIMEOUT_MS: Final = 10 * SECOND_MS  # a step unanswered for this long ends the session
+RECONCILE_TIMEOUT_MS: Final = 5 * SECOND_MS  # a step unanswered for this long ends the session
 RECONCILE_SESSIONS: Final = 4  # at once, as responder; more are told to come back
 RECONCILE_BUSY_MS: Final = (
     2 * SECOND_MS
 )  # a peer with all sessions taken is asked again after this, plus as much again at random
 RECONCILE_AGAIN_MS: Final = 5 * SECOND_MS  # between two sessions that we begin with the same peer
+RECONCILE_FOLLOW_UPS: Final = 3  # sessions that check, at growing intervals, whether what differed arrived
 RECONCILE_ATTEMPTS: Final = 3  # of a session that timed out, before the next regular one
 RECONCILE_QUIET_MS: Final = 2 * SECOND_MS  # a peer whose records are still coming in would be asked for them twice
 RECONCILE_MARGIN_MS: Final = MINUTE_MS  # what expires within this is left out, so that two clocks agree on the horizon
