@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from aioquic._buffer import Buffer
@@ -33,6 +34,7 @@ from agentmesh.mesh.quic_engine import Engine
 from agentmesh.mesh.quic_link import QuicLink
 from agentmesh.mesh.quic_tls import (
     CONNECTION_ID_BYTES,
+    LOOPBACK_DATAGRAM_BYTES,
     certified_node,
     client_configuration,
     make_certificate,
@@ -43,6 +45,16 @@ SUPPORTED_VERSIONS: Final = (QuicProtocolVersion.VERSION_1,)
 _LONG_HEADER: Final = 0x80
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A first datagram from a proven address."""
+
+    data: bytes
+    address: SocketAddress
+    destination_id: bytes
+    original_id: bytes
 
 
 class QuicEndpoint:
@@ -56,7 +68,7 @@ class QuicEndpoint:
     def __init__(
         self, key: NodeKey, on_incoming: Callable[[QuicLink], None] | None, known_source: Callable[[str], bool]
     ) -> None:
-        self.gate = HandshakeGate()
+        self.gate: HandshakeGate[_Arrival] = HandshakeGate()
         self.dropped = 0  # datagrams that belong to nobody
         self._key = key
         self._on_incoming = on_incoming
@@ -65,6 +77,7 @@ class QuicEndpoint:
         self._links: dict[bytes, QuicLink] = {}
         self._ids: dict[QuicLink, set[bytes]] = {}
         self._half_open: dict[QuicLink, tuple[str, asyncio.TimerHandle]] = {}
+        self._admitting: asyncio.Handle | None = None
         self._retry = QuicRetryTokenHandler()
         self._certificate: x509.Certificate | None = make_certificate(key) if on_incoming else None
         self._loop = asyncio.get_running_loop()
@@ -88,6 +101,9 @@ class QuicEndpoint:
 
     def close(self) -> None:
         """End every connection at once and let go of the path."""
+        self._certificate = None  # nobody new
+        if self._admitting is not None:
+            self._admitting.cancel()
         for link in list(self._ids):
             link.close("the node stops")
             link.abandon("the node stops")
@@ -132,14 +148,14 @@ class QuicEndpoint:
             return None
         link = self._links.get(header.destination_cid)
         if link is None:
-            link = self._stranger(header, len(data), address)
+            link = self._stranger(header, data, address)
             self.dropped += link is None
         return link
 
-    def _stranger(self, header: QuicHeader, size: int, address: SocketAddress) -> QuicLink | None:
+    def _stranger(self, header: QuicHeader, data: bytes, address: SocketAddress) -> QuicLink | None:
         """A long header that belongs to no connection: the beginning of one, or nothing."""
-        # RFC 9000 section 14.1: anything smaller could be used to have us send more than we got.
-        if self._certificate is None or size < SMALLEST_MAX_DATAGRAM_SIZE:
+        # RFC 9000 section 14.1: anything smaller could be used to have us send more than we got. Nobody needs a larger one.
+        if self._certificate is None or not SMALLEST_MAX_DATAGRAM_SIZE <= len(data) <= LOOPBACK_DATAGRAM_BYTES:
             return None
         if header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
             return None
@@ -164,7 +180,13 @@ class QuicEndpoint:
             )
         except ValueError:
             return None  # forged or old: nothing is owed; an honest client's dial times out and is tried again
-        return self._accept(header, original, address)
+        arrival = _Arrival(data, address, header.destination_cid, original)
+        source = source_of(address)
+        known = self._known_source(source)
+        if self.gate.enter(source, known=known):
+            return self._accept(arrival, source)
+        self.gate.wait(header.destination_cid, source, arrival, known=known, now_ms=_now_ms())
+        return None
 
     def _send_retry(self, header: QuicHeader, address: SocketAddress) -> None:
         connection_id = os.urandom(CONNECTION_ID_BYTES)
@@ -185,23 +207,27 @@ class QuicEndpoint:
             address,
         )
 
-    def _accept(self, header: QuicHeader, original: bytes, address: SocketAddress) -> QuicLink | None:
-        assert self._certificate is not None  # noqa: S101 - checked by the only caller
-        source = source_of(address)
-        # A client that is turned away here sends its Initial again, with a token that stays good for half a minute.
-        if not self.gate.enter(source, known=self._known_source(source)):
-            return None
+    def _accept(self, arrival: _Arrival, source: str) -> QuicLink:
+        assert self._certificate is not None  # noqa: S101 - without it there are no arrivals
+        loopback = is_loopback(arrival.address)
         engine = Engine(
-            configuration=server_configuration(self._key, self._certificate, loopback=is_loopback(address)),
-            original_destination_connection_id=original,
-            retry_source_connection_id=header.destination_cid,
+            configuration=server_configuration(self._key, self._certificate, loopback=loopback),
+            original_destination_connection_id=arrival.original_id,
+            retry_source_connection_id=arrival.destination_id,
         )
         link = QuicLink(engine, self, server_node=self._key.public, dialled=False)
         timer = self._loop.call_later(HANDSHAKE_TIMEOUT_MS / 1000, link.abandon, "the handshake took too long")
         self._half_open[link] = (source, timer)
-        self._register(header.destination_cid, link)
+        self._register(arrival.destination_id, link)
         self._register(engine.host_cid, link)
         return link
+
+    def _admit_waiting(self) -> None:
+        self._admitting = None
+        while (admitted := self.gate.admit_next(_now_ms())) is not None:
+            source, arrival = admitted
+            self._accept(arrival, source)
+            self.on_batch([(arrival.data, arrival.address)])
 
     # ------------------------------------------------------------------ LinkOwner
 
@@ -250,3 +276,9 @@ class QuicEndpoint:
             source, timer = entered
             timer.cancel()
             self.gate.leave(source)
+            if self.gate.waiting and self._admitting is None:
+                self._admitting = self._loop.call_soon(self._admit_waiting)
+
+
+def _now_ms() -> int:
+    return int(time.monotonic() * 1000)

@@ -37,6 +37,7 @@ STREAM_WINDOW_BYTES: Final = 1024 * 1024  # unread bytes of one stream, once it 
 CONNECTION_WINDOW_BYTES: Final = 4 * 1024 * 1024  # unread bytes of all streams of one connection
 PACKETS_PER_TURN: Final = 64  # built in one go, then everybody else on the event loop has a turn
 TIMER_GRANULARITY_S: Final = 0.002  # what an event loop's timer may be late by
+ROUNDING_S: Final = 1e-9
 INITIAL_BURST_PACKETS: Final = 10  # RFC 9002 section 7.2
 
 
@@ -52,7 +53,12 @@ class Pacer(QuicPacketPacer):
         """When the next packet may go; None means now."""
         if self.turn_left <= 0:
             return now
-        return super().next_send_time(now)
+        if self.packet_time is None:  # no round trip measured yet
+            return None
+        self.update_bucket(now)
+        # aioquic's lets a packet go at any rest in the bucket, so that each wakeup carries one too many.
+        missing_s = self.packet_time - self.bucket_time
+        return None if missing_s <= ROUNDING_S else now + missing_s
 
     def update_after_send(self, now: float) -> None:
         self.turn_left -= 1
@@ -65,23 +71,23 @@ class Pacer(QuicPacketPacer):
             self.bucket_max = max(INITIAL_BURST_PACKETS * self.packet_time, TIMER_GRANULARITY_S)
 
 
-class _Window:
+class Window:
     """How much a peer may have sent that is not read yet. Grows with what was read, never with what was sent."""
 
     def __init__(self, initial: int, maximum: int) -> None:
         self.consumed = 0
-        self._size = initial
+        self.size = initial
         self._maximum = maximum
         self._granted = initial
 
     def consume(self, count: int) -> int | None:
         """`count` bytes were read; the new limit if it is time to announce one."""
         self.consumed += count
-        if self.consumed >= 2 * self._size and self._size < self._maximum:
-            self._size = min(2 * self._size, self._maximum)
-        if self.consumed + self._size - self._granted < self._size // 2:
+        if self.consumed >= 2 * self.size and self.size < self._maximum:
+            self.size = min(2 * self.size, self._maximum)
+        if self.consumed + self.size - self._granted < self.size // 2:
             return None
-        self._granted = self.consumed + self._size
+        self._granted = self.consumed + self.size
         return self._granted
 
 
@@ -92,8 +98,8 @@ class Engine(QuicConnection):
         super().__init__(configuration=configuration, **server)
         self.pacer = Pacer(max_datagram_size=configuration.max_datagram_size)
         self._loss._pacer = self.pacer
-        self._windows: dict[int, _Window] = {}
-        self._connection_window = _Window(configuration.max_data, CONNECTION_WINDOW_BYTES)
+        self._windows: dict[int, Window] = {}
+        self._connection_window = Window(configuration.max_data, CONNECTION_WINDOW_BYTES)
         self._initial_stream_window = configuration.max_stream_data
         self.window_due = False
         self._local_max_streams_bidi = Limit(
@@ -151,7 +157,7 @@ class Engine(QuicConnection):
         """The application has taken `count` bytes of a stream, or given them up."""
         window = self._windows.get(stream_id)
         if window is None:
-            window = self._windows[stream_id] = _Window(self._initial_stream_window, STREAM_WINDOW_BYTES)
+            window = self._windows[stream_id] = Window(self._initial_stream_window, STREAM_WINDOW_BYTES)
         limit = window.consume(count)
         stream = self._streams.get(stream_id)
         if limit is not None and stream is not None and not stream.receiver.is_finished:
