@@ -13,7 +13,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentmesh.core.clock import Clock
 from agentmesh.core.errors import PeerError, StorageError
@@ -58,6 +58,12 @@ _MAX_SLEEP_S: Final = 5.0
 MAX_STORE_QUEUE: Final = 256  # steps waiting for the disk, each at most one message's records
 
 
+class _Stored(NamedTuple):
+    """Records that are on disk already and that watchers have not heard of."""
+
+    records: tuple[Record, ...]
+
+
 class GossipDriver:
     """One node's gossip machine, its links and its store."""
 
@@ -79,7 +85,7 @@ class GossipDriver:
         self._dial = dial
         self._links: dict[NodeId, Link] = {}
         self._tasks = TaskSet("gossip")
-        self._store_queue: deque[StoreRecords | DropRecords] = deque()
+        self._store_queue: deque[StoreRecords | DropRecords | _Stored] = deque()
         self._store_waiting = asyncio.Event()
         self._store_idle = asyncio.Event()
         self._store_idle.set()
@@ -115,6 +121,12 @@ class GossipDriver:
             _log.error("the store did not take the last records within 5 s")
         await self._tasks.close()
 
+    def created(self, record: Record) -> None:
+        """A record of this node's own is durable: those who watch hear of it in their turn."""
+        self._store_queue.append(_Stored((record,)))
+        self._store_idle.clear()
+        self._store_waiting.set()
+
     # ------------------------------------------------------------------ events in
 
     def feed(self, event: Event) -> None:
@@ -138,7 +150,7 @@ class GossipDriver:
         outbound = link.connection.dialled
         old = self._links.get(link.peer)
         if old is not None:
-            if not self._replaces(link.peer, old.connection.dialled, outbound):
+            if not self._replaces(old, outbound):
                 link.close("already connected")
                 return
             self._end_link(old, "replaced by a newer connection")
@@ -150,11 +162,14 @@ class GossipDriver:
         finally:
             self._end_link(link, reason)
 
-    def _replaces(self, peer: NodeId, old_outbound: bool, new_outbound: bool) -> bool:
-        """Whether a new connection takes over. A peer that restarted dials while its old connection still looks alive."""
-        state = self._machine.peer_states().get(peer)
-        return state is not PeerState.ALIVE or keeps_new_connection(
-            self._machine.self_id, peer, old_outbound, new_outbound
+    def _replaces(self, old: Link, new_outbound: bool) -> bool:
+        """Whether a new connection takes over: by the rule that both ends share, or because the old one is silent."""
+        return self._machine.peer_states().get(old.peer) is not PeerState.ALIVE or keeps_new_connection(
+            self._machine.self_id,
+            old.peer,
+            existing_outbound=old.connection.dialled,
+            existing_age_ms=round((asyncio.get_running_loop().time() - old.since_s) * 1000),
+            new_outbound=new_outbound,
         )
 
     def _end_link(self, link: Link, reason: str) -> None:
@@ -232,10 +247,10 @@ class GossipDriver:
                 await self._work_store(self._next_store_step())
             self._store_idle.set()
 
-    def _next_store_step(self) -> StoreRecords | DropRecords:
+    def _next_store_step(self) -> StoreRecords | DropRecords | _Stored:
         """The next operation; neighbouring ones of one sort become one, for one commit."""
         first = self._store_queue.popleft()
-        if isinstance(first, DropRecords):
+        if not isinstance(first, StoreRecords):
             return first
         records = list(first.records)
         while self._store_queue and isinstance(more := self._store_queue[0], StoreRecords) and len(records) < 1_000:
@@ -243,10 +258,11 @@ class GossipDriver:
             self._store_queue.popleft()
         return StoreRecords(tuple(records))
 
-    async def _work_store(self, step: StoreRecords | DropRecords) -> None:
+    async def _work_store(self, step: StoreRecords | DropRecords | _Stored) -> None:
         try:
-            if isinstance(step, StoreRecords):
-                await self._store.add(step.records)
+            if isinstance(step, StoreRecords | _Stored):
+                if isinstance(step, StoreRecords):
+                    await self._store.add(step.records)
                 for on_records, _ in self._watchers:
                     await on_records(step.records)
             else:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from agentmesh.core.errors import AgentMeshError, ProtocolError, StreamClosed
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.frames import MessageReader, encode
-from agentmesh.mesh.logic.gossip import batches
 from agentmesh.mesh.logic.limits import (
     MAX_BATCH_RECORDS,
     MAX_OUT_QUEUE_BYTES,
@@ -26,6 +25,7 @@ from agentmesh.mesh.logic.limits import (
     MAX_STREAMS_PER_PEER,
 )
 from agentmesh.mesh.logic.messages import AnyMessage, Gossip, RecordBatch
+from agentmesh.mesh.logic.packing import batches
 from agentmesh.mesh.logic.record import SignedRecord
 from agentmesh.mesh.streams import FrameStream, StreamKind, open_framed, read_header
 from agentmesh.mesh.transport import Connection, Stream
@@ -52,6 +52,7 @@ class Link:
     def __init__(self, peer: bytes, connection: Connection, handlers: LinkHandlers) -> None:
         self.peer = peer
         self.connection = connection
+        self.since_s = asyncio.get_running_loop().time()
         self._handlers = handlers
         self._tasks = TaskSet(f"link-{peer.hex()[:8]}")
         self._messages: deque[bytes] = deque()

@@ -1,0 +1,313 @@
+"""The mesh as the layers above use it: start and stop, publish, watch, invite, revoke, status.
+
+Wires trust, index, gossip machine, driver, admission and transport of one node on one mesh. State: none of its own but the
+wiring. What a payload means is its kind's business; where records are kept is the store's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentmesh.core.clock import Clock
+from agentmesh.core.tasks import TaskSet
+from agentmesh.mesh.admission import Admission, Surroundings
+from agentmesh.mesh.authority import Authority, Draft, NewInvite
+from agentmesh.mesh.driver import GossipDriver, OnDropped, OnRecords, seeded_random
+from agentmesh.mesh.identity import NodeKey
+from agentmesh.mesh.interfaces import interface_addresses
+from agentmesh.mesh.links import LinkHandlers, OnStream
+from agentmesh.mesh.logic.addresses import advertised
+from agentmesh.mesh.logic.events import NodeId, PeersLearned, PeerState, RecordCreated
+from agentmesh.mesh.logic.gossip import GossipMachine
+from agentmesh.mesh.logic.handshake_common import Introduction
+from agentmesh.mesh.logic.kinds import KindRule
+from agentmesh.mesh.logic.limits import MAX_BOOTSTRAP_ADDRESSES, MAX_CLOCK_SKEW_MS
+from agentmesh.mesh.logic.messages import PeerEntry
+from agentmesh.mesh.logic.policy import Policy
+from agentmesh.mesh.logic.record import Record
+from agentmesh.mesh.membership_file import MembershipFile
+from agentmesh.mesh.own_records import OwnRecords
+from agentmesh.mesh.peers import Peers
+from agentmesh.mesh.reconciler import Reconciler
+from agentmesh.mesh.state import load_state
+from agentmesh.mesh.store import RecordStore
+from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.transport import Connection, Stream, Transport
+from agentmesh.mesh.upkeep import Upkeep
+from agentmesh.mesh.verifier import CachingVerifier
+
+_CLOCKS_AGREE_MS = MAX_CLOCK_SKEW_MS // 2
+_BOOTSTRAP_ENTRIES = 4  # nodes named in an invite, this one first
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """How this node takes part. `bind_host` a wildcard: on every interface; `bind_port` 0: any."""
+
+    name: str
+    bind_host: str = "0.0.0.0"  # noqa: S104 - a peer-to-peer node listens; nothing is answered before admission
+    bind_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """One peer as `status` shows it."""
+
+    node: NodeId
+    name: str
+    state: PeerState
+    address: str | None
+    rtt_ms: float | None
+
+
+class Mesh:
+    """One node on one mesh. `start` once, `stop` once."""
+
+    _peers: Peers
+    _driver: GossipDriver
+    _own: OwnRecords
+    _upkeep: Upkeep
+    _authority: Authority
+    _machine: GossipMachine
+
+    def __init__(
+        self,
+        *,
+        key: NodeKey,
+        membership: MembershipFile,
+        transport: Transport,
+        store: RecordStore,
+        rules: dict[str, KindRule],
+        clock: Clock,
+        settings: MeshSettings,
+    ) -> None:
+        self._key = key
+        self._membership = membership
+        self._transport = transport
+        self._store = store
+        self._rules = rules
+        self._clock = clock
+        self._settings = settings
+        self._tasks = TaskSet("mesh")
+        self._watchers: list[tuple[OnRecords, OnDropped]] = []
+        self._services: dict[StreamKind, OnStream] = {StreamKind.CONTROL: self._serve_control}
+        self._dialable = True
+        self._started = asyncio.Event()
+        self.bind_port = 0
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, first: Sequence[Draft] = (), bootstrap: Sequence[PeerEntry] = ()) -> None:
+        """Load what is stored, listen, and begin to gossip.
+
+        Args:
+            first: records to publish at once (those of founding or joining).
+            bootstrap: members to dial, beside those known from before.
+
+        Raises:
+            PortInUse: the bind port is taken.
+            StorageError: the store cannot be read or written.
+        """
+        verifier = CachingVerifier(self._membership.mesh)
+        now_ms = self._clock.now_ms()
+        state = await load_state(self._membership.mesh, self._store, self._rules, verifier, now_ms)
+        self._trust, self._index = state.trust, state.index
+        self._authority = Authority(self._key, self._membership, self._trust, self._clock)
+        self._admission = Admission(self._authority, self._trust, self._clock, self._surroundings())
+        self._peers = Peers(
+            self._transport,
+            self._admission,
+            self._clock,
+            on_dialable=self._set_dialable,
+            publish=self._spawn_publish,
+        )
+        self.bind_port = await self._transport.listen(
+            self._settings.bind_host, self._settings.bind_port, self._on_connection
+        )
+        self._machine = GossipMachine(self._entry(), self._index, self._trust, verifier, rng=seeded_random())
+        self._driver = GossipDriver(
+            self._machine,
+            store=self._store,
+            verifier=verifier,
+            reconciler=Reconciler(self._machine.snapshot, self._clock),
+            clock=self._clock,
+            dial=self._peers.dial,
+        )
+        self._peers.driver = self._driver
+        self._peers.handlers = LinkHandlers(self._driver.on_message, self._store.load, self._services)
+        self._own = self._own_records()
+        for on_records, on_dropped in self._watchers:
+            self._driver.watch(on_records, on_dropped)
+        self._driver.start()
+        for draft in first:
+            await self.publish_draft(draft)
+        self._upkeep = Upkeep(self._authority, self._admission, self._trust, self._peers, self.publish_draft)
+        self._driver.watch(self._upkeep.on_records, _ignore_dropped)
+        self._tasks.spawn(self._upkeep.run(), name="upkeep")
+        self._driver.feed(PeersLearned((*bootstrap, *self._remembered())))
+        self._started.set()
+
+    async def stop(self, reason: str = "the node stops") -> None:
+        """Say goodbye, close every connection, remember the peers. The store stays open."""
+        await self._tasks.close()
+        await self._driver.stop(reason)
+        self._upkeep.save_peers()
+        await self._transport.close()
+        await self._peers.close()
+
+    def is_known_source(self, host: str) -> bool:
+        """Whether a member was seen at this IP address (for the transport's handshake limits)."""
+        return self._started.is_set() and self._peers.is_known_source(host)
+
+    # ------------------------------------------------------------------ records
+
+    def watch(self, on_records: OnRecords, on_dropped: OnDropped) -> None:
+        """Be told of records once they are durable, and of ids once they are gone. Before `start`."""
+        self._watchers.append((on_records, on_dropped))
+
+    async def publish(self, kind: str, subkey: bytes, payload: bytes, lifetime_ms: int) -> Record:
+        """Sign, store durably and spread a record of this node; it is on disk when this returns.
+
+        Raises:
+            QuotaExceeded, NotFound, InvalidInput, StorageError: see OwnRecords.publish.
+        """
+        return await self._own.publish(kind, subkey, payload, lifetime_ms)
+
+    def quota_retry_at_ms(self, kind: str, now_ms: int) -> int | None:
+        """None while another record of the kind fits this node's quota, else when one fits again."""
+        return self._own.quota_retry_at_ms(kind, now_ms)
+
+    async def publish_draft(self, draft: Draft) -> None:
+        """Publish a certificate, policy or revocation, perhaps signed by another key than this node's. Raises: StorageError."""
+        latest_ms = self._index.next_timestamp(draft.key.public, self._clock.now_ms())
+        if draft.key is self._key:
+            latest_ms = self._membership.next_timestamp(latest_ms)
+        record = draft.build(self._membership.mesh, latest_ms)
+        await self._store.add([record])
+        self._created(record)
+
+    def _created(self, record: Record) -> None:
+        self._driver.created(record)
+        self._driver.feed(RecordCreated(record))
+
+    def _spawn_publish(self, draft: Draft) -> None:
+        self._tasks.spawn(self.publish_draft(draft), name=f"publish {draft.kind}")
+
+    def _own_records(self) -> OwnRecords:
+        return OwnRecords(
+            self._key,
+            self._membership,
+            self._index,
+            self._store,
+            self._rules,
+            self._clock,
+            policy=self.policy,
+            created=self._created,
+        )
+
+    # ------------------------------------------------------------------ members
+
+    async def invite(self, lifetime_ms: int, uses: int | None) -> NewInvite:
+        """A new invite that names this node, and a few others, as the way in.
+
+        Raises:
+            CannotIssue, InvalidInput, StorageError
+        """
+        own = self._entry()
+        first = (own,) if own.dialable else ()
+        bootstrap = (*first, *self._peers.entries(_BOOTSTRAP_ENTRIES - len(first)))
+        bootstrap = bootstrap or (PeerEntry(own.node, self._addresses(), True),)
+        return await self._authority.create_invite(lifetime_ms=lifetime_ms, uses=uses, bootstrap=bootstrap)
+
+    async def revoke(self, target: str) -> bytes:
+        """Revoke a node or an invite by its id or the beginning of one; returns the whole one.
+
+        Raises:
+            NotFound, Ambiguous, InvalidInput, CannotIssue, StorageError
+        """
+        found = self._authority.resolve_target(target)
+        for draft in self._authority.plan_revocation(found):
+            await self.publish_draft(draft)
+        return found
+
+    # ------------------------------------------------------------------ status
+
+    @property
+    def mesh(self) -> bytes:
+        """The mesh's id (its root public key)."""
+        return self._membership.mesh
+
+    @property
+    def name(self) -> str:
+        """The mesh's name, as this home first learned it."""
+        return self._membership.name
+
+    def policy(self) -> Policy:
+        """The mesh's policy as far as it is known here."""
+        return self._trust.policy()
+
+    def name_of(self, node: NodeId) -> str | None:
+        """What a peer called itself when it was last here."""
+        facts = self._peers.facts.get(node)
+        return facts.name if facts else None
+
+    def state(self) -> str:
+        """One word for `status`, or the sentence with which the mesh refuses this node."""
+        if self._driver.links:
+            return "connected"
+        return self._peers.refusal or "alone"
+
+    def peers(self) -> list[PeerView]:
+        """Connected peers and those lately lost, connected ones first."""
+        states = self._machine.peer_states()
+        views = [self._view(node, states.get(node, PeerState.ALIVE)) for node in self._driver.links]
+        lost = [node for node in states if node not in self._driver.links]
+        return views + [self._view(node, states[node]) for node in lost]
+
+    def _view(self, node: NodeId, state: PeerState) -> PeerView:
+        facts = self._peers.facts.get(node)
+        link = self._driver.links.get(node)
+        address = link.connection.remote_address if link else facts.seen_at if facts else None
+        return PeerView(node, facts.name if facts else "", state, address, link.connection.rtt_ms if link else None)
+
+    # ------------------------------------------------------------------ wiring
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            introduction=lambda: Introduction(self._settings.name, self._entry().addresses, self._dialable),
+            peers=lambda: self._peers.entries(MAX_BOOTSTRAP_ADDRESSES),
+            reach=self._reach,
+            publish=self.publish_draft,
+            clock_agrees=lambda: bool(self._driver.links) and abs(self._machine.clock_offset_ms()) < _CLOCKS_AGREE_MS,
+        )
+
+    async def _reach(self, node: NodeId) -> Stream | None:
+        return await self._peers.reach(node)
+
+    async def _on_connection(self, connection: Connection) -> None:
+        await self._started.wait()
+        await self._peers.on_connection(connection)
+
+    async def _serve_control(self, peer: NodeId, stream: Stream) -> None:
+        await self._admission.serve_control(peer, stream)
+
+    def _addresses(self) -> tuple[str, ...]:
+        return advertised(interface_addresses(), self._settings.bind_host, self.bind_port)
+
+    def _entry(self) -> PeerEntry:
+        return PeerEntry(self._key.public, self._addresses() if self._dialable else (), self._dialable)
+
+    def _set_dialable(self, dialable: bool) -> None:
+        if dialable != self._dialable:
+            self._dialable = dialable
+            self._machine.set_entry(self._entry())
+
+    def _remembered(self) -> tuple[PeerEntry, ...]:
+        known = self._membership.peers()
+        return tuple(PeerEntry(p.node, p.addresses, p.dialable) for p in known if p.addresses)
+
+
+async def _ignore_dropped(ids: Sequence[bytes], reason: str) -> None:
+    """Upkeep needs to know what came only."""
