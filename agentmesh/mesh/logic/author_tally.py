@@ -16,11 +16,16 @@ class AuthorTallies:
 
     def __init__(self) -> None:
         self._tallies: dict[bytes, _Tally] = {}
+        self._sizes: dict[int, int] = {}  # grows to MAX_BODY_BYTES numbers at most
 
     def shared_key(self, author: bytes) -> bytes:
         """The key object that this author's entries share: 65 bytes an author instead of an entry."""
         tally = self._tallies.get(author)
         return tally.key if tally else author
+
+    def shared_size(self, size_bytes: int) -> int:
+        """One number object for each size: 28 bytes an entry saved."""
+        return self._sizes.setdefault(size_bytes, size_bytes)
 
     def add(self, author: bytes, size_bytes: int) -> None:
         tally = self._tallies.get(author)

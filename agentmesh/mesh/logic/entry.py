@@ -5,9 +5,8 @@ Made for 100,000 live records: an entry costs about 170 bytes and the sequences 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from operator import attrgetter
 
 import msgspec
 
@@ -15,13 +14,11 @@ from agentmesh.mesh.logic.kinds import KindRule
 
 MAX_CHUNK = 1_024  # entries in one chunk: inserting moves at most 8 KiB of references
 
-Order = tuple[int, int, bytes]
 Slot = tuple[int, bytes, bytes]
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A kept record. Never changed once made: other threads read it."""
+class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A kept record. Never changes: other threads read it. Left out of garbage collection, as it is in no cycle."""
 
     id: bytes
     rule: KindRule
@@ -42,11 +39,6 @@ class Entry:
     @property
     def order_class(self) -> int:
         return self.rule.order_class
-
-    @property
-    def order(self) -> Order:
-        """Certificates first, then by time; ids break ties."""
-        return self.rule.order_class, self.timestamp_ms, self.id
 
     @property
     def slot_id(self) -> bytes:
@@ -79,23 +71,33 @@ class Tombstone(msgspec.Struct, array_like=True, frozen=True):
     slot_id: bytes
 
 
-def _order(entry: Entry) -> Order:
-    return entry.order
+_time = attrgetter("timestamp_ms")
+
+
+def _slot(entry: Entry) -> Slot:
+    return entry.slot
+
+
+def place_of(entry: Entry, entries: list[Entry]) -> int:
+    """Where `entry` is, or belongs, in a list sorted by slot. Compares times alone as far as they differ: four times as fast."""
+    start = bisect_left(entries, entry.timestamp_ms, key=_time)
+    if start == len(entries) or entries[start].timestamp_ms != entry.timestamp_ms:
+        return start
+    stop = bisect_right(entries, entry.timestamp_ms, start, key=_time)
+    return bisect_left(entries, entry.slot, start, stop, key=_slot)
+
+
+def first_since(entries: list[Entry], time_ms: int) -> int:
+    """Where the entries of this time and later begin in a list sorted by slot."""
+    return bisect_left(entries, time_ms, key=_time)
 
 
 class SortedEntries:
-    """Entries by `order`, in chunks, so that insertion in the middle stays cheap."""
+    """Entries by slot (which is by time), in chunks, so that insertion in the middle stays cheap."""
 
     def __init__(self) -> None:
         self._chunks: list[list[Entry]] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Entry]:
-        for chunk in self._chunks:
-            yield from chunk
+        self._last_ms: list[int] = []  # of each chunk: the time of its last entry
 
     def copy(self) -> list[Entry]:
         """All of them, in order: a snapshot that later changes do not touch."""
@@ -105,34 +107,34 @@ class SortedEntries:
         return result
 
     def add(self, entry: Entry) -> None:
-        self._count += 1
         if not self._chunks:
             self._chunks.append([entry])
+            self._last_ms.append(entry.timestamp_ms)
             return
         number = self._chunk_of(entry)
         chunk = self._chunks[number]
-        chunk.insert(bisect_left(chunk, entry.order, key=_order), entry)
+        chunk.insert(place_of(entry, chunk), entry)
         if len(chunk) > MAX_CHUNK:
             half = len(chunk) // 2
             self._chunks[number : number + 1] = [chunk[:half], chunk[half:]]
+            self._last_ms.insert(number, 0)
+            self._last_ms[number + 1] = chunk[-1].timestamp_ms
+        self._last_ms[number] = self._chunks[number][-1].timestamp_ms
 
     def remove(self, entry: Entry) -> None:
-        """Take out an entry that was added; does nothing when it is not there."""
-        if not self._chunks:
-            return
+        """Take out an entry that was added."""
         number = self._chunk_of(entry)
         chunk = self._chunks[number]
-        position = bisect_left(chunk, entry.order, key=_order)
-        if position < len(chunk) and chunk[position] is entry:
-            del chunk[position]
-            self._count -= 1
-            if not chunk:
-                del self._chunks[number]
+        del chunk[place_of(entry, chunk)]
+        if chunk:
+            self._last_ms[number] = chunk[-1].timestamp_ms
+        else:
+            del self._chunks[number], self._last_ms[number]
 
     def _chunk_of(self, entry: Entry) -> int:
         """The first chunk whose last entry is not before `entry`, else the last chunk."""
-        return min(bisect_left(self._chunks, entry.order, key=_last_order), len(self._chunks) - 1)
-
-
-def _last_order(chunk: list[Entry]) -> Order:
-    return chunk[-1].order
+        last = len(self._chunks) - 1
+        number = bisect_left(self._last_ms, entry.timestamp_ms)
+        while number < last and self._chunks[number][-1].slot < entry.slot:
+            number += 1
+        return min(number, last)

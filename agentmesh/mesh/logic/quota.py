@@ -11,12 +11,11 @@ Knows slots (timestamp, id) only. A slot stays when its record expires, is retra
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from agentmesh.core.units import DAY_MS, MINUTE_MS
-from agentmesh.mesh.logic.entry import Entry, Slot
+from agentmesh.mesh.logic.entry import Entry, first_since, place_of
 from agentmesh.mesh.logic.limits import SUBTREE_QUOTA_FACTOR
 
 Path = tuple[bytes, ...]
@@ -32,10 +31,6 @@ class Quotas(Protocol):
 
     @property
     def posts_per_day(self) -> int: ...
-
-
-def _slot(entry: Entry) -> Slot:
-    return entry.slot
 
 
 class _Day:
@@ -70,15 +65,14 @@ class QuotaBook:
         mine = day.authors.get(entry.author) if day else None
         if mine is None:
             return None
-        slot = entry.slot
-        position = bisect_left(mine, slot, key=_slot)
-        return mine[position] if position < len(mine) and mine[position].slot == slot else None
+        place = place_of(entry, mine)
+        return mine[place] if place < len(mine) and mine[place].slot == entry.slot else None
 
     def replace(self, old: Entry, new: Entry) -> None:
         """Put `new` into the slot of `old`."""
         day = self._days[old.timestamp_ms // DAY_MS]
         for slots in self._lists(day, old):
-            slots[bisect_left(slots, old.slot, key=_slot)] = new
+            slots[place_of(old, slots)] = new
 
     def place(self, entry: Entry) -> Entry | None:
         """Take a slot for `entry`, whose slot is free. Returns the entry that loses its slot, perhaps `entry` itself, or None."""
@@ -92,7 +86,7 @@ class QuotaBook:
         for subtree in self._subtrees(entry.author):
             day.subtrees.setdefault(subtree, [])
         for slots in self._lists(day, entry):
-            slots.insert(bisect_left(slots, entry.slot, key=_slot), entry)
+            slots.insert(place_of(entry, slots), entry)
         return loser
 
     def remove(self, entry: Entry) -> None:
@@ -100,7 +94,7 @@ class QuotaBook:
         number = entry.timestamp_ms // DAY_MS
         day = self._days[number]
         for slots in self._lists(day, entry):
-            del slots[bisect_left(slots, entry.slot, key=_slot)]
+            del slots[place_of(entry, slots)]
         if not day.authors[entry.author]:
             del day.authors[entry.author]
         for subtree in self._subtrees(entry.author):
@@ -124,7 +118,7 @@ class QuotaBook:
 
     def take_all(self) -> list[Entry]:
         """Free and return all slots, oldest first."""
-        taken = sorted(self, key=_slot)
+        taken = sorted(self, key=lambda entry: entry.slot)
         self._days.clear()
         self._subtrees_of.clear()
         self._interned.clear()
@@ -146,8 +140,8 @@ class QuotaBook:
             return 0, 0, 0
         mine = day.authors.get(author, [])
         minute_ms = now_ms - now_ms % MINUTE_MS
-        start = bisect_left(mine, (minute_ms, b"", b""), key=_slot)
-        end = bisect_left(mine, (minute_ms + MINUTE_MS, b"", b""), key=_slot)
+        start = first_since(mine, minute_ms)
+        end = first_since(mine, minute_ms + MINUTE_MS)
         return end - start, len(mine), max((len(day.subtrees.get(s, ())) for s in self._subtrees(author)), default=0)
 
     def _loser(self, entry: Entry) -> Entry | None:
@@ -158,8 +152,8 @@ class QuotaBook:
             return entry if min(policy.posts_per_minute, policy.posts_per_day) < 1 else None
         mine = day.authors.get(entry.author, [])
         minute_ms = entry.timestamp_ms - entry.timestamp_ms % MINUTE_MS
-        start = bisect_left(mine, (minute_ms, b"", b""), key=_slot)
-        end = bisect_left(mine, (minute_ms + MINUTE_MS, b"", b""), key=_slot)
+        start = first_since(mine, minute_ms)
+        end = first_since(mine, minute_ms + MINUTE_MS)
         if end - start >= policy.posts_per_minute:
             return _larger(mine[end - 1], entry) if end > start else entry
         if len(mine) >= policy.posts_per_day:

@@ -2,7 +2,7 @@
 
 Owns acceptance (kind, time, standing, last writer wins, quota, retraction), expiry, and what the node remembers of records
 that it keeps no longer. Signatures were checked before, payloads stay in the store, and what a payload means is its kind's business.
-Memory: about 300 bytes a record (benchmarks/reconcile.py --memory).
+Memory: about 300 bytes a record (benchmarks/record_index.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class RecordIndex:
         self._quota_memory_ms = quota_memory_ms(rules)
         self._entries: dict[bytes, Entry] = {}
         self._registers: dict[RegisterKey, Entry] = {}
-        self._lasting = SortedEntries()
+        self._lasting = {
+            rule.order_class: SortedEntries() for rule in sorted(rules.values(), key=_class) if rule.lasting
+        }
         self._expiry = ExpiryQueue()
         self._refused = RefusedIds()
         self._tallies = AuthorTallies()
@@ -74,7 +76,8 @@ class RecordIndex:
 
     def snapshot(self, now_ms: int) -> Snapshot:
         """The lasting records and the ids not wanted, for reconciliation in another thread."""
-        return Snapshot(self._lasting.copy(), [*self._refused.current(now_ms), *self._discarded])
+        items = [entry for entries in self._lasting.values() for entry in entries.copy()]
+        return Snapshot(items, [*self._refused.current(now_ms), *self._discarded])
 
     def next_timestamp(self, author: bytes, now_ms: int) -> int:
         """A timestamp later than that of every record of the author that is or was here; each call gives a later one."""
@@ -155,7 +158,7 @@ class RecordIndex:
             record.subkey,
             record.timestamp_ms,
             _shared_lifetime(rule, record.expires_ms - record.timestamp_ms),
-            record.size_bytes,
+            self._tallies.shared_size(record.size_bytes),
         )
 
     def _admit(self, entry: Entry, now_ms: int) -> Accepted | Refused:
@@ -218,7 +221,7 @@ class RecordIndex:
         self._tallies.add(entry.author, entry.size_bytes)
         self._expiry.add(entry)
         if entry.rule.lasting:
-            self._lasting.add(entry)
+            self._lasting[entry.order_class].add(entry)
         self._refused.discard(entry.id)
         latest_ms = self._latest_ms.get(entry.author)
         if latest_ms is not None and latest_ms < entry.timestamp_ms:
@@ -231,7 +234,7 @@ class RecordIndex:
         if not expired:
             self._expiry.remove(entry)
         if entry.rule.lasting:
-            self._lasting.remove(entry)
+            self._lasting[entry.order_class].remove(entry)
         if not entry.rule.quota:
             key = (entry.kind, entry.author, entry.subkey)
             if self._registers.get(key) is entry:
@@ -273,7 +276,7 @@ class RecordIndex:
 
     def drop(self, ids: Iterable[bytes], now_ms: int) -> tuple[bytes, ...]:
         """Drop records that Trust no longer holds, and do not fetch them again for a while."""
-        dropped = [entry for id_ in ids if (entry := self._entries.get(id_)) is not None]
+        dropped = [entry for id_ in dict.fromkeys(ids) if (entry := self._entries.get(id_)) is not None]
         for entry in dropped:
             self._forget(entry)
             self._refused.add(entry.id, now_ms)
@@ -304,7 +307,7 @@ class RecordIndex:
             if author == spare:
                 continue
             content = [e for e in self._entries.values() if e.author == author and e.order_class >= CONTENT]
-            for entry in sorted(content, key=lambda e: e.order):
+            for entry in sorted(content, key=lambda e: e.slot):
                 if bytes_needed <= 0:
                     return tuple(dropped)
                 self._forget(entry)
@@ -341,7 +344,7 @@ class RecordIndex:
             stored.subkey,
             stored.timestamp_ms,
             _shared_lifetime(rule, stored.expires_ms - stored.timestamp_ms),
-            stored.size_bytes,
+            self._tallies.shared_size(stored.size_bytes),
         )
         verdict = self._admit(entry, now_ms)
         return verdict.dropped if isinstance(verdict, Accepted) else (stored.id,)
@@ -357,6 +360,10 @@ class RecordIndex:
             for entry in self._quota
             if entry.id not in self._entries
         ]
+
+
+def _class(rule: KindRule) -> int:
+    return rule.order_class
 
 
 def _shared_lifetime(rule: KindRule, lifetime_ms: int) -> int:

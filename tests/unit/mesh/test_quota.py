@@ -171,3 +171,16 @@ def test_an_author_that_moves_under_a_full_invite_gives_way_and_the_next_expiry_
     world.scopes[CAT] = (b"invite",)
     assert index.offer(post(CAT, NOON_MS + 60), NOON_MS) == OVER
     assert index.expire(NOON_MS) == (mine.id,)
+
+
+def test_an_author_that_moves_is_followed_at_once_when_asked() -> None:
+    world = World(policy=Policy(10, 1))
+    names = [author(str(number)) for number in range(8)]
+    world.scopes = dict.fromkeys(names, (b"invite",))
+    index = world.index()
+    mine = post(CAT, NOON_MS + 50)
+    for one in (*(post(name, NOON_MS + number) for number, name in enumerate(names)), mine):
+        index.offer(one, NOON_MS)
+    assert index.follow([CAT, BEN], NOON_MS) == ()
+    world.scopes[CAT] = (b"invite",)
+    assert index.follow([CAT, BEN], NOON_MS) == (mine.id,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -323,3 +325,24 @@ def test_restoring_names_what_is_not_kept_any_more(world: World) -> None:
 def test_rules_that_contradict_each_other_are_found_at_start(wrong) -> None:
     with pytest.raises(ValueError):
         wrong()
+
+
+def test_records_that_trust_lets_go_are_dropped_and_not_fetched_again(index: RecordIndex) -> None:
+    member = record("member", ANN, NOON_MS)
+    index.offer(member, NOON_MS)
+    assert index.drop([member.id, bytes(16)], NOON_MS) == (member.id,)
+    assert not index.wants(member.id, NOON_MS)
+    assert index.snapshot(NOON_MS).items == []
+
+
+def test_thousands_of_records_of_any_times_stay_in_order(index: RecordIndex) -> None:
+    rng = random.Random(1)
+    notes = [
+        record("note", ANN, NOON_MS - rng.choice([7, rng.randrange(HOUR_MS)]), payload=b"%d" % n) for n in range(4_000)
+    ]
+    for note in notes:
+        index.offer(note, NOON_MS)
+    gone = notes[::3]
+    index.drop([note.id for note in gone], NOON_MS)
+    left = sorted((note.timestamp_ms, note.id) for number, note in enumerate(notes) if number % 3)
+    assert [(item.timestamp_ms, item.id) for item in index.snapshot(NOON_MS).items] == left
