@@ -13,14 +13,14 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from agentmesh.blackboard.logic import mcp_limits as limits
-from agentmesh.blackboard.ports import NameCount, Page, Posted, PostView
-from agentmesh.control.client import AsyncNodeClient, ServerEvent
+from agentmesh.blackboard.ports import Page, Posted, PostView
+from agentmesh.control.client import AsyncNodeClient
 from agentmesh.control.errors import NodeSilent
 from agentmesh.core.errors import InvalidInput, NoNode
 from agentmesh.core.paths import Home
@@ -34,10 +34,10 @@ Shape = TypeVar("Shape")
 
 @dataclass(frozen=True)
 class BoardEvent:
-    """Something changed on the board: a post arrived, or one was retracted."""
+    """Something changed on the board: a post arrived, one was retracted, or it is not known what."""
 
-    kind: str  # "post" or "retracted"
-    post: PostView
+    kind: str  # "post", "retracted", or "gap"
+    post: PostView | None  # None: events may have been missed, so anything may have changed
 
 
 class BoardClient(Protocol):
@@ -109,8 +109,7 @@ class NodeBoardClient:
         delay_s = limits.RESUBSCRIBE_MIN_S
         while True:
             try:
-                source = cast("AsyncGenerator[ServerEvent, None]", self._node.stream_events(f"{_ROOT}/events"))
-                async with aclosing(source) as stream:
+                async with aclosing(self._node.stream_events(f"{_ROOT}/events")) as stream:
                     async for event in stream:
                         delay_s = limits.RESUBSCRIBE_MIN_S
                         if event.event in ("post", "retracted"):
@@ -119,6 +118,7 @@ class NodeBoardClient:
                 _log.info("the board's event stream broke (%s); opening it again in %s s", error, delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, limits.RESUBSCRIBE_MAX_S)
+            yield BoardEvent("gap", None)
 
     async def _request(
         self, method: str, path: str, *, params: Params | None = None, json: object = None, patience_s: float = 0.0
@@ -189,7 +189,7 @@ def _shape(value: object, shape: type[Shape]) -> Shape:
 
 
 def _names(answer: Mapping[str, object], field: str) -> list[str]:
-    return [item.name for item in _shape(answer.get(field, []), list[NameCount])]
+    return _shape(answer.get(field, []), list[str])
 
 
 class NodeMismatch(NoNode):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, Final
 
 import mcp_types as types
@@ -47,6 +47,7 @@ class Changes:
         self._listening = False
         # By session, the one that subscribed last at the end: a client that vanished is forgotten in time.
         self._subscribers: OrderedDict[str, _Subscriber] = OrderedDict()
+        self._listened: Counter[str] = Counter()  # by address, how many listeners of the newer era watch it
         self._bus = InMemorySubscriptionBus()
         self._listen = ListenHandler(self._bus, max_subscriptions=limits.MAX_SUBSCRIBERS)
 
@@ -59,7 +60,13 @@ class Changes:
                 types.INVALID_PARAMS, f"At most {limits.MAX_SUBSCRIPTIONS} resources can be watched at once."
             )
         self._start()
-        return await self._listen(ctx, params)
+        watched = params.notifications.resource_subscriptions or []
+        self._listened.update(watched)
+        try:
+            return await self._listen(ctx, params)
+        finally:
+            self._listened.subtract(watched)
+            self._listened += Counter()  # forgets those that nobody watches any more
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Until 2025-11-25: watch one address; one that names nothing never changes. Raises MCPError: too many are watched."""
@@ -92,11 +99,15 @@ class Changes:
 
     async def _pass_on(self) -> None:
         async for event in self._board.events():
-            for uri in mcp_uris.changed_by(event.post):
+            for uri in self._all_watched() if event.post is None else mcp_uris.changed_by(event.post):
                 await self._bus.publish(ResourceUpdated(uri))
                 for key, subscriber in [*self._subscribers.items()]:
                     if uri in subscriber.uris:
                         await self._notify(key, subscriber, uri)
+
+    def _all_watched(self) -> tuple[str, ...]:
+        older = (uri for subscriber in self._subscribers.values() for uri in subscriber.uris)
+        return tuple(dict.fromkeys((*self._listened, *older)))
 
     async def _notify(self, key: str, subscriber: _Subscriber, uri: str) -> None:
         """Tell one session; one that does not read is forgotten, so that the others are not kept waiting."""

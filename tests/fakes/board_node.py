@@ -218,9 +218,8 @@ class BoardNode:
         more = start + limit < len(posts)
         return {"posts": posts[start : start + limit], "next_cursor": str(start + limit) if more else None}
 
-    def _names(self, field: str) -> list[dict[str, Any]]:
-        names = dict.fromkeys(p[field] for p in self.posts if p[field])
-        return [{"name": name, "posts": 1, "last_at": 1} for name in names]
+    def _names(self, field: str) -> list[str]:
+        return list(dict.fromkeys(p[field] for p in self.posts if p[field]))
 
     async def _one(self, method: str, post_id: str) -> dict[str, Any]:
         found = [p for p in self.posts if p["id"].startswith(post_id)]

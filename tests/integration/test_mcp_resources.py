@@ -102,7 +102,9 @@ async def test_a_listener_of_the_newer_era_is_told_too(setup: Setup) -> None:
     assert event == ResourceUpdated(uris[0])
 
 
-async def test_changes_go_on_after_the_nodes_event_stream_broke(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_gap_in_the_nodes_events_everything_watched_counts_as_changed(
+    setup: Setup, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agentmesh.blackboard.logic.mcp_limits.RESUBSCRIBE_MIN_S", 0.01)
     told: list[str] = []
 
@@ -110,15 +112,27 @@ async def test_changes_go_on_after_the_nodes_event_stream_broke(setup: Setup, mo
         if isinstance(message, types.ResourceUpdatedNotification):
             told.append(message.params.uri)
 
-    async with setup.client("legacy", message_handler=on_message) as client:
-        await client.subscribe_resource("blackboard://feed")
+    async def restart_node() -> None:
         await _listening(setup)
         await setup.node.__aexit__()
         setup.node.requests.clear()
         await setup.node.__aenter__()
         await _listening(setup)
         await setup.node.add("after")
-        await until(lambda: told == ["blackboard://feed"])
+
+    async with setup.client(era, message_handler=on_message) as client:
+        if era == "legacy":
+            await client.subscribe_resource("blackboard://topic/acme/shop")
+            await client.subscribe_resource("blackboard://feed")
+            await restart_node()
+        else:
+            async with client.listen(
+                resource_subscriptions=["blackboard://topic/acme/shop", "blackboard://feed"]
+            ) as events:
+                await restart_node()
+                async with asyncio.timeout(WAIT_S):
+                    told += [(await anext(aiter(events))).uri for _ in range(2)]
+        await until(lambda: set(told) == {"blackboard://topic/acme/shop", "blackboard://feed"})
 
 
 async def test_a_session_cannot_subscribe_without_end(setup: Setup) -> None:
