@@ -23,7 +23,7 @@ from agentmesh.mesh.logic.events import NodeId, PeersLearned, PeerState, RecordC
 from agentmesh.mesh.logic.gossip import GossipMachine
 from agentmesh.mesh.logic.handshake_common import Introduction
 from agentmesh.mesh.logic.kinds import KindRule
-from agentmesh.mesh.logic.limits import MAX_BOOTSTRAP_ADDRESSES, MAX_CLOCK_SKEW_MS
+from agentmesh.mesh.logic.limits import MAX_BOOTSTRAP_ADDRESSES, MAX_CLOCK_SKEW_MS, MAX_STORE_BYTES
 from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.policy import Policy
 from agentmesh.mesh.logic.record import Record
@@ -140,6 +140,8 @@ class Mesh:
         self._own = self._own_records()
         for on_records, on_dropped in self._watchers:
             self._driver.watch(on_records, on_dropped)
+        self._driver.watch(self._make_room, _ignore_dropped)
+        self._driver.on_not_stored = self._not_stored
         self._driver.start()
         for draft in first:
             await self.publish_draft(draft)
@@ -194,6 +196,16 @@ class Mesh:
 
     def _spawn_publish(self, draft: Draft) -> None:
         self._tasks.spawn(self.publish_draft(draft), name=f"publish {draft.kind}")
+
+    def _not_stored(self, records: Sequence[Record]) -> None:
+        """The disk did not take them: as if they had never come. They are fetched again after REFUSED_MEMORY_MS."""
+        self._index.drop([record.id for record in records], self._clock.now_ms())
+
+    async def _make_room(self, records: Sequence[Record]) -> None:
+        """Keep the store within its cap. Local and not convergent; see docs/limits.md."""
+        over_bytes = self._index.size_bytes() - MAX_STORE_BYTES
+        if over_bytes > 0 and (gone := self._index.evict_largest_author(over_bytes, self._key.public)):
+            self._driver.drop(gone, "the store is full")
 
     def _own_records(self) -> OwnRecords:
         return OwnRecords(

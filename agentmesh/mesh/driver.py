@@ -92,7 +92,7 @@ class GossipDriver:
         self._wake = asyncio.Event()
         self._watchers: list[tuple[OnRecords, OnDropped]] = []
         self.on_peer_state: Callable[[NodeId, PeerState], None] | None = None
-        self.on_records_dropped_by_disk: Callable[[Sequence[Record]], None] | None = None
+        self.on_not_stored: Callable[[Sequence[Record]], None] | None = None
 
     @property
     def links(self) -> dict[NodeId, Link]:
@@ -126,6 +126,10 @@ class GossipDriver:
         self._store_queue.append(_Stored((record,)))
         self._store_idle.clear()
         self._store_waiting.set()
+
+    def drop(self, ids: tuple[bytes, ...], reason: str) -> None:
+        """Delete records that the index has let go, after what is queued before."""
+        self._perform([DropRecords(ids, reason)])
 
     # ------------------------------------------------------------------ events in
 
@@ -271,9 +275,9 @@ class GossipDriver:
                     await on_dropped(step.ids, step.reason)
         except StorageError as error:
             _log.error("%s", error)
-            if isinstance(step, StoreRecords) and self.on_records_dropped_by_disk is not None:
+            if isinstance(step, StoreRecords) and self.on_not_stored is not None:
                 # What is not on disk must not be in the index either: reconciliation brings it again.
-                self.on_records_dropped_by_disk(step.records)
+                self.on_not_stored(step.records)
 
 
 def seeded_random() -> random.Random:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agentmesh.core.errors import InvalidInput, StorageError
-from agentmesh.mesh.logic.handshake_messages import InviteRefused
 from agentmesh.mesh.identity import NodeKey, encode_id
+from agentmesh.mesh.logic.handshake_messages import InviteRefused
 from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.transport import Transport
