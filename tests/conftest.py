@@ -14,6 +14,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith("AGENTMESH_") and n != "AGENTMESH_REQUIRE_ALL"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AGENTMESH_HOME", str(tmp_path / "agentmesh-home"))
+    monkeypatch.setenv("AGENTMESH_BIND_HOST", "127.0.0.1")
 
 
 @pytest.hookimpl(hookwrapper=True)

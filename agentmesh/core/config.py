@@ -23,6 +23,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings of a home; None where the user set nothing."""
 
     name: str | None = None
+    bind_host: str | None = None
     bind_port: int | None = None
     console_port: int | None = None
     api_port: int | None = None

@@ -44,10 +44,10 @@ _BOOTSTRAP_ENTRIES = 4  # nodes named in an invite, this one first
 
 @dataclass(frozen=True, slots=True)
 class MeshSettings:
-    """How this node takes part. `bind_host` a wildcard: on every interface; `bind_port` 0: any."""
+    """How this node takes part. `bind_host` empty or a wildcard: on every interface; `bind_port` 0: any."""
 
     name: str
-    bind_host: str = "0.0.0.0"  # noqa: S104 - a peer-to-peer node listens; nothing is answered before admission
+    bind_host: str = ""
     bind_port: int = 0
 
 
