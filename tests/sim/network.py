@@ -161,7 +161,7 @@ class Simulator:
         if not self._takes(target, node, conn, outbound=False):
             self.after(self.latency_ms(), self._dial_failed, node, life, target.id)
             return
-        target.feed(PeerConnected(node.id, (), node.dialable, False))
+        target.feed(PeerConnected(node.id, node.entry.addresses, node.dialable, False))
         delay_ms = self.latency_ms()
         conn.last_ms[1] = self.now_ms + delay_ms
         self.after(delay_ms, self._established, conn, life)

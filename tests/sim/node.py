@@ -67,6 +67,7 @@ class SimNode:
         self.closed: list[tuple[bytes, str]] = []
         self._sessions: dict[tuple[bytes, int], Any] = {}
         self._wake_ms = 0
+        self._held: list[Event] = []
         self._perform: dict[type, Callable[[Any], None]] = {
             SendMessage: self._send_message,
             SendRecords: self._send_records,
@@ -123,6 +124,13 @@ class SimNode:
         for conn in self.conns.values():
             conn.is_open = False
 
+    def unstick(self) -> None:
+        """A process that hung goes on where it was; what was sent to it meanwhile is lost, the rest is seen now."""
+        self.is_stuck = False
+        held, self._held = self._held, []
+        for event in held:
+            self.feed(event)
+
     def leave(self) -> None:
         """A clean end: goodbyes, then the connections."""
         self._do(self.machine.farewell("leaving"))
@@ -136,6 +144,9 @@ class SimNode:
     # ------------------------------------------------------------------ events in
 
     def feed(self, event: Event) -> None:
+        if self.is_stuck:
+            self._held.append(event)
+            return
         now_ms = self.sim.now_ms + self.skew_ms
         self._do(self.machine.handle(event, now_ms))
         deadline_ms = self.machine.next_deadline_ms()
@@ -148,10 +159,6 @@ class SimNode:
 
     def _wake(self, wake_ms: int, life: int) -> None:
         if self.is_up and life == self.life and wake_ms == self._wake_ms:
-            if self.is_stuck:
-                self._wake_ms = self.sim.now_ms + 1_000
-                self.sim.at(self._wake_ms, self._wake, self._wake_ms, life)
-                return
             self._wake_ms = 0
             self.feed(TimePassed())
 

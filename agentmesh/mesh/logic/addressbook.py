@@ -5,7 +5,7 @@ Owns entries, dial backoff, who is lost and who is banned. Must not know links, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from agentmesh.core.units import HOUR_MS
@@ -81,10 +81,12 @@ class AddressBook:
         clean = _sanitised(entry)
         if clean is None or clean.node == self._self_id or clean.node in self._banned:
             return
+        if clean.dialable and not clean.addresses:
+            return  # nobody could dial it, whatever it says
         node = clean.node
         known = self._known.get(node)
         if known is not None:
-            if known.failures and clean.addresses:
+            if clean.addresses and (known.failures or not known.entry.addresses):
                 known.entry = clean  # it may have moved
             if node in self._passive or known.failures >= _GHOST_FAILURES:
                 return
@@ -148,9 +150,9 @@ class AddressBook:
         known = self._known.get(node)
         return None if known is None else known.entry
 
-    def living(self) -> int:
-        """Passive nodes that nothing speaks against: the mesh's size as far as it is seen from here."""
-        return sum(1 for node in self._passive if not self._known[node].failures)
+    def living(self, besides: Container[NodeId]) -> int:
+        """Passive nodes that nothing speaks against, besides the linked ones: the mesh as far as it is seen from here."""
+        return sum(1 for node in self._passive if not self._known[node].failures and node not in besides)
 
     def passive(self) -> tuple[PeerEntry, ...]:
         return tuple(self._known[node].entry for node in self._passive)

@@ -101,7 +101,7 @@ class Overlay:
 
     def _is_small(self) -> bool:
         seen = len(self._links) + 1
-        return seen < self._config.full_mesh_below and seen + self.book.living() < self._config.full_mesh_below
+        return seen < self._config.full_mesh_below and seen + self.book.living(self._links) < self._config.full_mesh_below
 
     # ------------------------------------------------------------------ links
 
@@ -378,6 +378,8 @@ class Overlay:
     def _refresh(self, link: _Link, entry: PeerEntry) -> PeerEntry:
         """What a peer says of itself, for those who would dial it. Whether it is dialable is settled at connection."""
         if entry.node == link.entry.node and entry.addresses and link.entry.dialable:
-            self.book.met(PeerEntry(entry.node, entry.addresses, True))
-            return self.book.entry(entry.node) or link.entry
+            link.entry = PeerEntry(entry.node, entry.addresses, True)
+            self.book.met(link.entry)
+            if link.active:
+                self.active[entry.node] = link.entry
         return link.entry
