@@ -325,7 +325,7 @@ class RecordIndex:
         dropped: list[bytes] = []
         for tombstone in tombstones:
             entry = self._tombstone_entry(tombstone)
-            if self._quota.holder(entry) is None:
+            if self._quota.holder(entry) is None and self._standing(entry.author, now_ms) != Standing.OUT:
                 self._quota.place(entry)
         for stored in sorted(entries, key=lambda stored: (stored.timestamp_ms, stored.id)):
             dropped += self._restore_one(stored, now_ms)
@@ -336,6 +336,8 @@ class RecordIndex:
         """The ids that are not kept: this one or those that it displaced."""
         rule = self._rules.get(stored.kind)
         if rule is None or stored.expires_ms <= now_ms:
+            return (stored.id,)
+        if not rule.outlives_author and self._standing(stored.author, now_ms) == Standing.OUT:
             return (stored.id,)
         entry = Entry(
             stored.id,

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
-from agentmesh.mesh.logic.entry import StoredEntry
+from agentmesh.mesh.logic.entry import StoredEntry, Tombstone
 from agentmesh.mesh.logic.kinds import KindRule, mesh_rules
 from agentmesh.mesh.logic.limits import MAX_CLOCK_SKEW_MS, REFUSED_IDS, REFUSED_MEMORY_MS
 from agentmesh.mesh.logic.record import Record
@@ -346,3 +346,16 @@ def test_thousands_of_records_of_any_times_stay_in_order(index: RecordIndex) -> 
     index.drop([note.id for note in gone], NOON_MS)
     left = sorted((note.timestamp_ms, note.id) for number, note in enumerate(notes) if number % 3)
     assert [(item.timestamp_ms, item.id) for item in index.snapshot(NOON_MS).items] == left
+
+
+def test_nothing_of_an_author_that_is_out_is_restored_not_even_its_slots(world: World) -> None:
+    world.policy = Policy(100, 1)
+    names = [author(str(number)) for number in range(9)]
+    world.scopes = dict.fromkeys(names, (b"invite",))
+    world.standings[names[0]] = Standing.OUT
+    mine = [post(name, NOON_MS + number) for number, name in enumerate(names)]
+    farewell = record("revocation", names[0], NOON_MS, subkey=names[0])
+    index = world.index()
+    tombstone = Tombstone(names[0], NOON_MS, bytes(16))
+    assert index.restore([stored(one) for one in (*mine, farewell)], [tombstone], NOON_MS) == (mine[0].id,)
+    assert kept(index) == sorted(one.id for one in (*mine[1:], farewell))
