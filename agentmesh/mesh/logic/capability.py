@@ -40,6 +40,7 @@ from agentmesh.mesh.logic.certificate import (
     Role,
     SignedCertificate,
     assemble,
+    beside,
     decode_chain,
     encode_chain,
     join_statement,
@@ -233,7 +234,7 @@ def _check_valid_then(c: Certificate, other: Certificate, what: str) -> None:
 def _check_invitation(c: Certificate, issuer: Certificate, basis: Certificate | None) -> None:
     _require(basis is None and not c.line, "An invitation rests on its issuer alone.")
     _require(c.via == merge(issuer.via, (issuer.subject,)), "An invitation hides its ancestry.")
-    _require(c.vouched_by == issuer.vouched_by, "An invitation hides who vouched.")
+    _require(c.vouched_by == beside(c.via, issuer.vouched_by), "An invitation hides who vouched.")
     _require(c.depth == issuer.depth + 1, "An invitation states a wrong depth.")
 
 
@@ -246,7 +247,7 @@ def _check_admission(c: Certificate, issuer: Certificate, invite: Certificate | 
     _require(invite.may_invite or not c.may_invite, "A member was given more rights than its invite gives.")
     _require(c.depth == max(issuer.depth + 1, invite.depth), "An admission states a wrong depth.")
     _require(c.via == merge(issuer.via, (issuer.subject,), invite.via, (invite.serial,)), "Ancestry is hidden.")
-    _require(c.vouched_by == merge(issuer.vouched_by, invite.vouched_by), "An admission hides who vouched.")
+    _require(c.vouched_by == beside(c.via, issuer.vouched_by, invite.vouched_by), "An admission hides who vouched.")
     _require(c.line == (invite.serial, invite.issuer), "An admission names another inviter.")
     statement = join_statement(c.mesh, invite.serial, c.subject, c.proof)
     signed = verify(invite.subject, c.proof.invite_signature, JOIN_INVITE_PREFIX + statement) and verify(
@@ -283,7 +284,8 @@ def _check_voucher(c: Certificate, issuer: Certificate, older: Certificate | Non
     _require(c.mesh not in spared and bool(spared), "A voucher spares the root key, or nobody.")
     _require(c.via == tuple(e for e in older.via if e not in spared), "A voucher hides more than it spares.")
     kept = tuple(e for e in older.vouched_by if e not in spared)
-    _require(c.vouched_by == merge(kept, issuer.lineage, (issuer.subject,)), "A voucher hides who vouches.")
+    vouched_by = beside(c.via, kept, issuer.lineage, (issuer.subject,))
+    _require(c.vouched_by == vouched_by, "A voucher hides who vouches.")
     _require(c.line == (issuer.subject,), "A voucher counts against another than its issuer.")
     _require(c.depth == max(older.depth, min(issuer.depth + 1, MAX_CHAIN_DEPTH)), "A voucher states a wrong depth.")
     _require(older.may_invite or not c.may_invite, "A voucher gives more rights than there were.")

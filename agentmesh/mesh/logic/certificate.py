@@ -302,6 +302,11 @@ def merge(*parts: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(element for part in parts for element in part))
 
 
+def beside(via: Sequence[bytes], *parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    """`merge` of `parts` without what is in `via`: the form of `vouched_by`."""
+    return tuple(element for element in merge(*parts) if element not in via)
+
+
 def subchain(chain: Chain, digest: bytes) -> Chain:
     """The chain of one certificate within `chain`. Raises: MalformedChain: it is not there."""
     return tuple(node.signed for node in walk(parse_nodes(chain), digest))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentmesh.mesh.logic.certificate import SERIAL_BYTES, Certificate, Chain, Role, parse_nodes, subchain
+from agentmesh.mesh.logic.certificate import SERIAL_BYTES, Certificate, Chain, Role, merge, parse_nodes, subchain
 
 LAPSED_CHAINS: Final = (
     10_000  # as many as a mesh has members; older ones are forgotten and their subjects become strangers
@@ -191,8 +191,11 @@ class ChainBook:
         return tuple(sorted(self._best))
 
     def lineages_of(self, subject: bytes) -> Iterator[tuple[bytes, ...]]:
+        """Of all known chains, lapsed ones too: that a chain was dropped must not change what is revoked."""
         for held in self._by_subject.get(subject, {}).values():
             yield held.certificate.lineage
+        if (lapsed := self._lapsed.get(subject)) is not None:
+            yield lapsed.certificate.lineage
 
     def lineages_within(self, subject: bytes, chains: Iterable[Chain]) -> tuple[tuple[bytes, ...], ...]:
         """The lineages of a key's member certificates within these chains."""
@@ -238,4 +241,4 @@ class ChainBook:
 
 
 def _elements(held: Held) -> tuple[bytes, ...]:
-    return (held.subject, *held.certificate.lineage)
+    return merge((held.subject,), held.certificate.lineage)

@@ -23,13 +23,14 @@ from agentmesh.mesh.logic.certificate import (
     Role,
     SignedCertificate,
     assemble,
+    beside,
     derive_serial,
     digest_of,
     encode_certificate,
     leaf_of,
     merge,
 )
-from agentmesh.mesh.logic.limits import MAX_CHAIN_DEPTH, MEMBER_LIFETIME_MS
+from agentmesh.mesh.logic.limits import MAX_CHAIN_DEPTH, MAX_CLOCK_SKEW_MS, MEMBER_LIFETIME_MS
 
 Sign = Callable[[bytes], bytes]
 
@@ -74,6 +75,7 @@ def issue_invitation(
     """
     issuer = _inviting(issuer_chain, now_ms)
     certificate = _draft(issuer_chain, issuer, invite_key, now_ms, expires_ms)
+    via = merge(issuer.via, (issuer.subject,))
     return _complete(
         msgspec.structs.replace(
             certificate,
@@ -81,8 +83,8 @@ def issue_invitation(
             basis=Basis.INVITATION,
             may_invite=may_invite,
             depth=issuer.depth + 1,
-            via=merge(issuer.via, (issuer.subject,)),
-            vouched_by=issuer.vouched_by,
+            via=via,
+            vouched_by=beside(via, issuer.vouched_by),
             uses=uses,
         ),
         sign,
@@ -100,13 +102,14 @@ def issue_admission(
     """
     issuer, invite = _inviting(issuer_chain, now_ms), leaf_of(invite_chain)
     certificate = _draft(issuer_chain, issuer, joiner, now_ms, now_ms + MEMBER_LIFETIME_MS)
+    via = merge(issuer.via, (issuer.subject,), invite.via, (invite.serial,))
     certificate = msgspec.structs.replace(
         certificate,
         basis=Basis.ADMISSION,
         may_invite=invite.may_invite,
         depth=max(issuer.depth + 1, invite.depth),
-        via=merge(issuer.via, (issuer.subject,), invite.via, (invite.serial,)),
-        vouched_by=merge(issuer.vouched_by, invite.vouched_by),
+        via=via,
+        vouched_by=beside(via, issuer.vouched_by, invite.vouched_by),
         line=(invite.serial, invite.issuer),
         basis_digest=digest_of(invite_chain[0]),
         proof=proof,
@@ -154,13 +157,15 @@ def issue_voucher(older_chain: Chain, issuer_chain: Chain, sign: Sign, spared: C
         raise CannotIssue(
             "A member cannot vouch for its own ancestors, nor when it is touched by the revocation itself."
         )
+    via = tuple(e for e in older.via if e not in dropped)
+    kept = tuple(e for e in older.vouched_by if e not in dropped)
     certificate = msgspec.structs.replace(
         _draft(issuer_chain, issuer, older.subject, now_ms, now_ms + MEMBER_LIFETIME_MS),
         basis=Basis.VOUCHER,
         may_invite=older.may_invite,
         depth=max(older.depth, min(issuer.depth + 1, MAX_CHAIN_DEPTH)),
-        via=tuple(e for e in older.via if e not in dropped),
-        vouched_by=merge(tuple(e for e in older.vouched_by if e not in dropped), issuer.lineage, (issuer.subject,)),
+        via=via,
+        vouched_by=beside(via, kept, issuer.lineage, (issuer.subject,)),
         line=(issuer.subject,),
         basis_digest=digest_of(older_chain[0]),
         spared=dropped,
@@ -175,6 +180,8 @@ def _valid(issuer_chain: Chain, now_ms: int) -> Certificate:
     issuer = leaf_of(issuer_chain)
     if now_ms >= issuer.expires_ms:
         raise CannotIssue("This member's own certificate has expired.")
+    if now_ms < issuer.issued_ms - MAX_CLOCK_SKEW_MS:
+        raise CannotIssue("This machine's clock is behind the time at which its own certificate was issued; set it.")
     return issuer
 
 
