@@ -34,6 +34,8 @@ def run_stdio(home: Home, author: str | None = None) -> int:
     `author` (`--from`) signs posts that name no author; else `$AGENTMESH_AUTHOR`, else whatever the node says.
     """
     _log_to_stderr()
+    if sys.stdin.isatty():
+        say_on_stderr("an agent starts this and speaks MCP on stdin and stdout; Ctrl-C ends it.")
     threading.Thread(target=_ensure_early, args=(home,), name="ensure-node", daemon=True).start()
     _import_server()
     from agentmesh.blackboard.mcp_server import serve_stdio

@@ -210,10 +210,10 @@ class Tools:
 
 
 def error_result(error: AgentMeshError) -> types.CallToolResult:
-    """The error as the model reads it: what is wrong and, where it helps, that trying again does."""
+    """The error as the model reads it: what is wrong, and where trying again helps, that it does."""
     text = error.message
     if error.retryable and not isinstance(error, InvalidInput):
-        text += " Nothing was lost; try again in a moment."
+        text += " Try again in a moment."
     return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=True)
 
 

@@ -208,6 +208,21 @@ async def test_it_ends_when_nobody_reads_what_it_says(node: BoardNode) -> None:
         assert time.monotonic() - started < 4.0
 
 
+async def test_it_ends_when_its_output_is_closed_though_its_input_is_open(node: BoardNode) -> None:
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(*COMMAND, stdin=asyncio.subprocess.PIPE, stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    server = Server(process)
+    try:
+        server.request("initialize", INITIALIZE)
+        assert await server.ended(WAIT_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_ends_on_a_signal_though_its_input_is_open(node: BoardNode, number: signal.Signals) -> None:
     async with serve() as server:

@@ -1,0 +1,142 @@
+"""Many agents on one machine: ten `blackboard --mcp` processes post to one real node at once, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+AGENTMESH = (sys.executable, "-m", "agentmesh")
+CLIENTS = 10
+POSTS_EACH = 100
+WAIT_S = 60.0  # for any one answer, on a machine with ten processes starting at once
+POLICY = ("--policy", "posts_per_minute=200000")  # the other quotas rise in proportion
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@asynccontextmanager
+async def running_node() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A real node in this test's home."""
+    process = await asyncio.create_subprocess_exec(
+        *AGENTMESH, "--client", "--console", "0", "--bind-port", "0", *POLICY,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "AGENTMESH_BIND_HOST": "127.0.0.1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            line = await process.stdout.readline()
+        assert line.startswith(b"Invite: "), "the node did not start"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(WAIT_S):
+            await process.wait()
+
+
+class Agent:
+    """One `blackboard --mcp` process, spoken to over its pipes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._in, self._out = process.stdin, process.stdout
+        self._calls = 0
+
+    @classmethod
+    async def start(cls, name: str) -> Agent:
+        process = await asyncio.create_subprocess_exec(
+            *AGENTMESH, "blackboard", "--mcp",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=16 * 1024 * 1024,
+            env={**os.environ, "AGENTMESH_AUTHOR": name},
+        )  # fmt: skip
+        agent = cls(process)
+        client = {"name": name, "version": "1"}
+        await agent.request("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client})
+        agent._in.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n')
+        return agent
+
+    async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        self._calls += 1
+        message = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": params}
+        self._in.write(json.dumps(message).encode() + b"\n")
+        async with asyncio.timeout(WAIT_S):
+            answer = json.loads(await self._out.readline())
+        assert answer["id"] == self._calls
+        return answer["result"]
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        result = await self.request("tools/call", {"name": tool, "arguments": arguments})
+        assert result["isError"] is False, result["content"]
+        return result["structuredContent"]
+
+    async def close(self) -> None:
+        self._in.close()
+        async with asyncio.timeout(WAIT_S):
+            assert await self._process.wait() == 0
+
+
+async def post_all(agent: Agent, name: str) -> list[str]:
+    """The ids of this agent's posts, as the node gave them."""
+    texts = [f"FINDING: {name} says number {number}" for number in range(POSTS_EACH)]
+    return [(await agent.call("blackboard_post", text=text))["id"] for text in texts]
+
+
+async def everything(agent: Agent) -> list[dict[str, Any]]:
+    posts: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = await agent.call("blackboard_feed", limit=200, cursor=cursor)
+        posts += page["posts"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return posts
+
+
+async def test_ten_agents_posting_at_once_lose_nothing_and_double_nothing() -> None:
+    names = [f"agent-{number}" for number in range(CLIENTS)]
+    async with running_node():
+        agents = await asyncio.gather(*(Agent.start(name) for name in names))
+        ids = await asyncio.gather(*(post_all(agent, name) for agent, name in zip(agents, names, strict=True)))
+        posts = await everything(agents[0])
+        await asyncio.gather(*(agent.close() for agent in agents))
+    told = [post_id for of_one in ids for post_id in of_one]
+    assert len(set(told)) == CLIENTS * POSTS_EACH
+    assert Counter(post["id"] for post in posts) == Counter(told)
+    assert Counter(post["author"] for post in posts) == dict.fromkeys(names, POSTS_EACH)
+    assert len({post["text"] for post in posts}) == CLIENTS * POSTS_EACH
+    assert all(post["verified"] for post in posts)
+
+
+async def test_a_post_during_a_restart_of_the_node_is_made_once() -> None:
+    """The background node that the first call starts is stopped in mid-work; the agent's next posts start another."""
+    agent = await Agent.start("agent")
+    for number in range(3):
+        await agent.call("blackboard_post", text=f"before {number}")
+    posting = asyncio.ensure_future(agent.call("blackboard_post", text="while it stops"))
+    await stop_node()
+    await posting
+    await agent.call("blackboard_post", text="after")
+    texts = Counter(post["text"] for post in await everything(agent))
+    await agent.close()
+    await stop_node()
+    assert texts == Counter(["before 0", "before 1", "before 2", "while it stops", "after"])
+
+
+async def stop_node() -> None:
+    process = await asyncio.create_subprocess_exec(*AGENTMESH, "stop", stdout=asyncio.subprocess.DEVNULL)
+    async with asyncio.timeout(WAIT_S):
+        assert await process.wait() == 0
