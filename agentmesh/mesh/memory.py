@@ -7,11 +7,12 @@ time, apart from the time-outs that callers give.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from agentmesh.core.errors import NotAdmitted, PortInUse, StreamClosed, Unreachable
+from agentmesh.core.errors import AgentMeshError, NotAdmitted, PortInUse, StreamClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
 from agentmesh.mesh.logic.reasons import clip_reason
@@ -22,6 +23,8 @@ from agentmesh.mesh.wakeup import Wakeup
 WINDOW_BYTES: Final = 256 * 1024  # unread bytes of one stream and direction before its writer waits
 FIRST_EPHEMERAL_PORT: Final = 49_152  # RFC 6335 section 6
 RTT_MS: Final = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 class MemoryNetwork:
@@ -146,6 +149,8 @@ class MemoryTransport:
         assert self._on_connection is not None  # noqa: S101 - an address is bound only together with it
         try:
             await self._on_connection(connection)
+        except* AgentMeshError as errors:
+            _log.debug("connection from %s ended: %s", connection.remote_address, errors.exceptions[0])
         finally:
             connection.close("done")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from agentmesh.core.errors import AgentMeshError, NotAdmitted, Unreachable
 from agentmesh.core.tasks import TaskSet
@@ -20,6 +21,18 @@ _TLS_ALERTS = range(0x100, 0x200)
 _MAX_ADDRESSES = 3  # of one host name, tried one after the other
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStats:
+    """What goes on below, for status and logs."""
+
+    connections: int = 0
+    handshakes: int = 0
+    handshakes_waiting: int = 0
+    handshakes_refused: int = 0
+    datagrams_dropped: int = 0
+    datagrams_lost_sending: int = 0
 
 
 class QuicTransport:
@@ -82,6 +95,21 @@ class QuicTransport:
             raise Unreachable(f"The connection to {address} failed: {link.reason}.")
         return link
 
+    @property
+    def stats(self) -> TransportStats:
+        """Counters since the start and present numbers."""
+        if self._endpoint is None or self._path is None:
+            return TransportStats()
+        gate = self._endpoint.gate
+        return TransportStats(
+            connections=self._endpoint.connections,
+            handshakes=gate.in_progress,
+            handshakes_waiting=gate.waiting,
+            handshakes_refused=gate.refused,
+            datagrams_dropped=self._endpoint.dropped,
+            datagrams_lost_sending=self._path.lost_sending,
+        )
+
     async def close(self) -> None:
         """See Transport."""
         self._closed = True
@@ -107,7 +135,7 @@ class QuicTransport:
         assert self._on_connection is not None  # noqa: S101 - connections come in only after listen
         try:
             await self._on_connection(link)
-        except AgentMeshError as error:  # what peers do is no fault of ours, and must not fill the log
-            _log.debug("connection from %s ended: %s", link.remote_address, error)
+        except* AgentMeshError as errors:  # what peers do is no fault of ours, and must not fill the log
+            _log.debug("connection from %s ended: %s", link.remote_address, errors.exceptions[0])
         finally:
             link.close("done")

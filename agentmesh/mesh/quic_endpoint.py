@@ -87,6 +87,11 @@ class QuicEndpoint:
         self._path = path
 
     @property
+    def connections(self) -> int:
+        """Connections in any state, those still closing included."""
+        return len(self._ids)
+
+    @property
     def port(self) -> int:
         assert self._path is not None  # noqa: S101 - attached at once by whoever made the endpoint
         return self._path.port

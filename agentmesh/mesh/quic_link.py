@@ -42,7 +42,9 @@ class QuicLink:
 
     def __init__(self, engine: Engine, owner: LinkOwner, *, server_node: bytes, dialled: bool) -> None:
         self.engine = engine
-        self.changed = Wakeup()
+        self.changed = Wakeup()  # established, or closed
+        self._arrivals = Wakeup()
+        self._stream_room = Wakeup()
         self.failure: events.ConnectionTerminated | None = None
         self.ended_by_peer = False
         self.is_established = False
@@ -95,7 +97,7 @@ class QuicLink:
     async def open_stream(self) -> QuicPeerStream:
         """See Connection. Waits while the far side has as many of our streams as it allows."""
         while self._reason is None and not self.engine.may_open_stream:
-            await self.changed.wait()
+            await self._stream_room.wait()
         if self._reason is not None:
             raise StreamClosed(f"The connection is closed: {self._reason}")
         stream = QuicPeerStream(self, self.engine.open_stream())
@@ -107,7 +109,7 @@ class QuicLink:
         while not self._accepted:
             if self._reason is not None:
                 raise StreamClosed(f"The connection is closed: {self._reason}")
-            await self.changed.wait()
+            await self._arrivals.wait()
         return self._accepted.popleft()
 
     async def wait_closed(self) -> str:
@@ -236,7 +238,7 @@ class QuicLink:
                 if stream.look_for_room():
                     self._waiting_for_room.pop(stream.stream_id, None)
         if self._reason is None and self.engine.may_open_stream:
-            self.changed.wake()
+            self._stream_room.wake()
 
     def _handle(self, event: events.QuicEvent) -> None:
         match event:
@@ -267,7 +269,7 @@ class QuicLink:
                 return  # over on our side already
             stream = self._streams[stream_id] = QuicPeerStream(self, stream_id)
             self._accepted.append(stream)
-            self.changed.wake()
+            self._arrivals.wake()
         tell(stream)
 
     def _is_ours(self, stream_id: int) -> bool:
@@ -282,7 +284,8 @@ class QuicLink:
             stream.connection_ended(f"The connection is closed: {reason}")
         self._streams.clear()
         self._waiting_for_room.clear()
-        self.changed.wake()
+        for wakeup in (self.changed, self._arrivals, self._stream_room):
+            wakeup.wake()
         self._owner.closed(self)
 
     def _go(self) -> None:
