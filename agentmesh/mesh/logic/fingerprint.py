@@ -7,7 +7,6 @@ write records whose sums cancel out (plain sums of ids can be forged).
 
 from __future__ import annotations
 
-import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ WORDS = 4
 _RANGE_MASK = (1 << 8 * RANGE_PRINT_BYTES) - 1
 _BUCKET_MASK = (1 << 8 * BUCKET_PRINT_BYTES) - 1
 _SHORT_MASK = (1 << 8 * SHORT_ID_BYTES) - 1
+_BIG_ENDIAN = array("H", [1]).tobytes() == b"\x00\x01"
 _CLASS_SHIFT = 53  # a timestamp is below 2^53
 
 
@@ -46,7 +46,7 @@ class Fingerprints:
         self.items = items
         self.salt = salt
         words = array("Q", b"".join([blake2b(item.id, salt=salt, digest_size=32).digest() for item in items]))
-        if sys.byteorder == "big":
+        if _BIG_ENDIAN:
             words.byteswap()
         self._low = words[0::WORDS]
         self._deal = words[1::WORDS]
