@@ -14,7 +14,7 @@ from agentmesh.cli.output import emit_json, note, safe_line
 from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeLost
 from agentmesh.control.lock import FileLock, wait_until_free
-from agentmesh.control.start import END_TIMEOUT_S, ensure_node
+from agentmesh.control.start import END_TIMEOUT_S, request_with_node
 from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
@@ -134,7 +134,7 @@ def invite(expires: str | None, uses: int | None, as_json: bool) -> None:
     Whoever has the token can join and read the board: hand it over like a password.
     """
     body = {"expires_ms": parse_duration_ms(expires) if expires is not None else None, "uses": uses}
-    made = ensure_node(Home.from_environment()).request("POST", "/api/mesh/invite", json=body)
+    made = request_with_node(Home.from_environment(), "POST", "/api/mesh/invite", json=body)
     if as_json:
         emit_json(made)
     else:
@@ -148,7 +148,7 @@ def revoke(target: str) -> None:
 
     NODE or INVITE is an id or its beginning. A revoked node is disconnected everywhere and its posts are dropped.
     """
-    done = ensure_node(Home.from_environment()).request("POST", "/api/mesh/revoke", json={"target": target})
+    done = request_with_node(Home.from_environment(), "POST", "/api/mesh/revoke", json={"target": target})
     note(str(done["message"]))
 
 

@@ -41,14 +41,20 @@ def reference() -> str:
 
 def _help_texts() -> Iterator[tuple[str, str]]:
     yield "agentmesh", _help(cli, "agentmesh", None)
-    root = click.Context(cli, info_name="agentmesh", **cli.context_settings)
+    root = click.Context(cli, info_name="agentmesh")
     for name, command in {**cli.commands, "blackboard install-skill": install_skill}.items():
         yield f"agentmesh {name}", _help(command, name, root)
 
 
 def _help(command: click.Command, name: str, parent: click.Context | None) -> str:
-    settings = {"terminal_width": 100, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
-    with click.Context(command, info_name=name, parent=parent, **settings) as context:
+    with click.Context(
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=100,
+        max_content_width=100,
+        help_option_names=["-h", "--help"],
+    ) as context:
         lines = command.get_help(context).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 

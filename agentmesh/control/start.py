@@ -86,14 +86,14 @@ def request_with_node(
 ) -> dict[str, Any]:
     """One request to the home's node, started if need be.
 
-    `repeatable` requests (reads, and posts with an idempotency key) are sent once more when the node ended before it
-    answered, which is what a hand-over to another node looks like.
+    A request that met no node is sent once more; one that was sent when the node ended (which is what a hand-over looks
+    like) only if it is `repeatable`: reads, and posts with an idempotency key.
     """
     client = ensure_node(home, say=say)
     try:
         return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
     except NoNode as error:
-        if not repeatable or isinstance(error, NodeSilent):
+        if isinstance(error, NodeSilent) or (isinstance(error, NodeLost) and not repeatable):
             raise
     client = ensure_node(home, say=say)
     return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
@@ -115,8 +115,7 @@ async def request_with_node_async(
     try:
         return await client.request(method, path, params=params, json=json, timeout_s=timeout_s)
     except NoNode as error:
-        sent = isinstance(error, NodeLost)
-        if isinstance(error, NodeSilent) or (sent and not repeatable):
+        if isinstance(error, NodeSilent) or (isinstance(error, NodeLost) and not repeatable):
             raise
     await ensure_node_async(home, say=say)
     return await client.request(method, path, params=params, json=json, timeout_s=timeout_s)

@@ -152,3 +152,13 @@ def _try_bind(port: int) -> socket.socket | None:
 
 def port_of(bound: socket.socket) -> int:
     return int(bound.getsockname()[1])
+
+
+def free_udp_port(wanted: int) -> int:
+    """`wanted` if it can be bound on every interface now, else 0: any."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", wanted))
+        except OSError:
+            return 0
+    return wanted

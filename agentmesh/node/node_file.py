@@ -1,10 +1,11 @@
-"""run/node.json: what programs of this user need to find and call the node over TCP.
+"""run/node.json: what programs of this user need to find and call the node over TCP; run/bind_port: where peers find it.
 
-Owns the file's shape and permissions (0600: it holds the bearer token). Written by the holder of the home's lock only.
+Owns the files' shape and permissions (0600: node.json holds the bearer token). Written by the holder of the home's lock only.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import msgspec
 
 from agentmesh.core.errors import HomeError
+from agentmesh.core.paths import Home
+
+_log = logging.getLogger(__name__)
 
 
 class NodeFile(msgspec.Struct, frozen=True):
@@ -51,3 +55,24 @@ def read_node_file(path: Path) -> NodeFile | None:
         return msgspec.json.decode(path.read_bytes(), type=NodeFile)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def last_bind_port(home: Home) -> int:
+    """The UDP port of the last run, or 0: tokens and peers know it, so it is worth taking again."""
+    try:
+        text = _bind_port_file(home).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text) if text.isdecimal() and len(text) <= 5 and int(text) <= 65535 else 0
+
+
+def remember_bind_port(home: Home, port: int) -> None:
+    """For `last_bind_port`. A disk that does not take it costs no more than another port next time."""
+    try:
+        _bind_port_file(home).write_text(f"{port}\n", "ascii")
+    except OSError as error:
+        _log.info("the port is not remembered: %s", error)
+
+
+def _bind_port_file(home: Home) -> Path:
+    return home.run / "bind_port"

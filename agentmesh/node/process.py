@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
@@ -47,9 +48,10 @@ def run_process(home: Home, options: NodeOptions) -> int:
         config = load_config(home.config)
         held = take_home(home, background=options.background)
         try:
-            return _run_loop(home, options, config, held, pipe)
+            _run_loop(home, options, config, held, pipe)
         finally:
             held.release()
+        return EXIT_DONE
     except AgentMeshError as error:
         pipe.failed(error)
         if options.background:
@@ -66,63 +68,76 @@ def _set_up_log(home: Home, options: NodeOptions) -> None:
         setup_logging(level_from_environment())
 
 
-def _run_loop(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> int:
+def _run_loop(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> None:
     main = _main(home, options, config, held, pipe)
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        asyncio.run(main)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
 
 
-async def _main(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> int:
+async def _main(home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> None:
     with _without("pandas", "numpy"):
         from agentmesh.node.runtime import Node
 
-    node = Node(home, options, config)
-    _handle_signals(node.request_stop, background=options.background)
-    tasks = TaskSet("process")
-    stopping = tasks.spawn(node.stopping.wait(), name="stopping")
-    starting = tasks.spawn(node.start(), name="start")
-    code = EXIT_DONE
-    try:
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting  # raises what went wrong
-            _announce(node, options, pipe)
-            held.settled()
-            if options.background:
-                tasks.spawn(_end_when_idle(node, config.idle_exit_ms / 1000), name="idle")
-            await stopping
-            _log.info("stopping: %s", node.stop_reason)
-    finally:
-        if not await _stop(node, tasks):
-            code = EXIT_FAILED
-    return code
+    node: Node | None = Node(home, options, config)
+    running = [node]
 
+    def stop(reason: str) -> None:
+        running[-1].request_stop(reason)
 
-async def _stop(node: Node, tasks: TaskSet) -> bool:
-    """Leave within `STOP_TIMEOUT_S`; returns whether everything ended as it should."""
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await tasks.close(grace_s=1.0)
+    _handle_signals(stop, background=options.background)
+    while node is not None:
+        running.append(node)
+        watchdog = threading.Timer(STOP_TIMEOUT_S, _end_now)
+        watchdog.daemon = True
+        try:
+            await _run(node, home, options, config, held, pipe)
+        finally:
+            watchdog.start()
             await node.stop()
-    except TimeoutError:
-        _log.error("the node did not end cleanly within %s s", STOP_TIMEOUT_S)
-        node.abandon()
-        return False
-    return True
+            if node.successor is not None:
+                watchdog.cancel()
+        node = node.successor
+
+
+async def _run(node: Node, home: Home, options: NodeOptions, config: Config, held: HeldHome, pipe: ReadyPipe) -> None:
+    """Start, be there, return when the node is asked to stop."""
+    tasks = TaskSet("process")
+    try:
+        stopping = tasks.spawn(node.stopping.wait(), name="stopping")
+        starting = tasks.spawn(node.start(lambda text: _say(sys.stderr, text)), name="start")
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return
+        await starting  # raises what went wrong
+        _announce(node, home, options, pipe)
+        held.settled()
+        if options.background:
+            tasks.spawn(_end_when_idle(node, config.idle_exit_ms / 1000), name="idle")
+        await stopping
+        _log.info("stopping: %s", node.stop_reason)
+    finally:
+        await tasks.close(grace_s=1.0)
+
+
+def _end_now() -> None:
+    """Runs in a thread of its own: also when the event loop hangs, or a thread waits for a name server at exit."""
+    _log.error("the node did not end within %s s and is cut off; nothing that was acknowledged is lost", STOP_TIMEOUT_S)
+    os._exit(EXIT_FAILED)
 
 
 # ------------------------------------------------------------------ saying that it is there
 
 
-def _announce(node: Node, options: NodeOptions, pipe: ReadyPipe) -> None:
+def _announce(node: Node, home: Home, options: NodeOptions, pipe: ReadyPipe) -> None:
     for note in node.notes:
         _say(sys.stderr, note)
     if not options.background:
-        _say(sys.stderr, f"console: http://127.0.0.1:{node.console_port}/ (its token is in {node.home.node_json})")
+        _say(sys.stderr, f"console: http://127.0.0.1:{node.console_port}/ (its token is in {home.node_json})")
         _say(sys.stderr, f"other nodes: UDP port {node.bind_port}")
         if node.invite_token is not None:
             _say(sys.stdout, f"Invite: {node.invite_token}", secret=True)

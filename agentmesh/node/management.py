@@ -1,0 +1,120 @@
+"""What the management API can see and do of this node: the other side of console/http.py's protocol.
+
+Turns bytes into the ids that people read, and the mesh's answers into the API's shapes. Starts and ends nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+import agentmesh
+from agentmesh.blackboard.service import BlackboardService
+from agentmesh.console.models import BoardStatus, Done, Invite, NodeProcess, PeerStatus, Status
+from agentmesh.core.errors import InvalidInput, NodeRunning
+from agentmesh.mesh.api import Mesh, PeerView
+from agentmesh.mesh.identity import NodeKey, encode_id
+from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
+
+
+class Stoppable(Protocol):
+    """The running node, as far as its management may touch it."""
+
+    stopping: asyncio.Event
+    console_port: int
+
+    def request_stop(self, reason: str) -> None: ...
+
+    def client_came(self) -> None: ...
+
+    def request_leave(self) -> None: ...
+
+    async def join(self, tokens: list[str]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a started node consists of."""
+
+    key: NodeKey
+    name: str
+    mesh: Mesh
+    board: BlackboardService
+
+
+class Management:
+    """Implements console.http.ManagedNode."""
+
+    def __init__(self, node: Stoppable, parts: Parts, started_at: int, *, background: bool) -> None:
+        self._node = node
+        self._parts = parts
+        self._process = NodeProcess(
+            pid=os.getpid(), version=agentmesh.__version__, background=background, started_at=started_at
+        )
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        return self._node.stopping
+
+    def process(self) -> NodeProcess:
+        self._node.client_came()  # clients ask this first
+        return self._process
+
+    async def status(self) -> Status:
+        mesh = self._parts.mesh
+        return Status(
+            node_id=encode_id(self._parts.key.public),
+            name=self._parts.name,
+            version=agentmesh.__version__,
+            mesh_id=encode_id(mesh.mesh),
+            mesh_name=mesh.name,
+            state=mesh.state(),
+            api_port=None,
+            console_port=self._node.console_port,
+            bind_port=mesh.bind_port,
+            peers=[_peer_status(peer) for peer in mesh.peers()],
+            blackboard=BoardStatus(posts=await self._parts.board.count()),
+            policy=mesh.policy().quotas(),
+        )
+
+    def stop(self) -> Done:
+        self._node.request_stop("asked to stop")
+        return Done(message="The node stops; its mesh and its board stay for the next start.")
+
+    def hand_over(self) -> Done:
+        if not self._process.background:
+            raise NodeRunning(f"The node of this home was started by hand (process {self._process.pid}) and stays.")
+        self._node.request_stop("handed over to another node")
+        return Done(message="The node hands over.")
+
+    async def leave(self) -> Done:
+        self._node.request_leave()
+        name = self._parts.mesh.name
+        return Done(message=f"Left the mesh '{name}'; the node stops. Its board stays in this home.")
+
+    async def invite(self, expires_ms: int | None, uses: int | None) -> Invite:
+        lifetime_ms = expires_ms if expires_ms is not None else INVITE_LIFETIME_MS
+        made = await self._parts.mesh.invite(lifetime_ms, uses)
+        return Invite(token=made.token, invite_id=made.serial.hex(), expires_at=made.expires_ms, uses=made.uses)
+
+    async def revoke(self, target: str) -> Done:
+        if not (target.isascii() and target.isalnum()):
+            raise InvalidInput("A node id or an invite id is letters and digits; its beginning is enough.")
+        found = await self._parts.mesh.revoke(target.lower())
+        return Done(message=f"Revoked the {_named(found)}.")
+
+    async def join(self, tokens: list[str]) -> Done:
+        return Done(message=await self._node.join(tokens))
+
+
+def _named(found: bytes) -> str:
+    """A revocation's target: nodes have 32 bytes, invites 16."""
+    return f"node {encode_id(found)[:12]}" if len(found) == 32 else f"invite {found.hex()[:8]}"
+
+
+def _peer_status(peer: PeerView) -> PeerStatus:
+    return PeerStatus(
+        node_id=encode_id(peer.node), name=peer.name, state=str(peer.state), address=peer.address, rtt_ms=peer.rtt_ms
+    )
