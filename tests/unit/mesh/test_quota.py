@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
+from agentmesh.mesh.logic.kinds import KindRule, mesh_rules
+from agentmesh.mesh.logic.records import RecordIndex
+from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.logic.verdict import Accepted, Reason, Refused
-from tests.fakes.records import LIFETIME_MS, NOON_MS, Policy, World, author, kept, post, record, retraction
+from tests.fakes.records import LIFETIME_MS, NOON_MS, POST, Policy, World, author, kept, post, record, retraction
 
 ANN, BEN, CAT = author("ann"), author("ben"), author("cat")
 OVER = Refused(Reason.OVER_QUOTA)
@@ -184,3 +187,33 @@ def test_an_author_that_moves_is_followed_at_once_when_asked() -> None:
     assert index.follow([CAT, BEN], NOON_MS) == ()
     world.scopes[CAT] = (b"invite",)
     assert index.follow([CAT, BEN], NOON_MS) == (mine.id,)
+
+
+def test_of_two_retractions_of_one_post_the_smaller_id_stays_in_either_order() -> None:
+    kind = KindRule("retraction", 10, LIFETIME_MS, quota=True, retracts="post")
+    hello = post(ANN, NOON_MS)
+    both = [record("retraction", ANN, NOON_MS, subkey=hello.id, payload=text) for text in (b"a", b"b")]
+    for order in (both, both[::-1]):
+        index = RecordIndex(mesh_rules(POST, kind), lambda a, n: Standing.MEMBER, lambda a: (), Policy)
+        for one in (*order, hello):
+            index.offer(one, NOON_MS)
+        assert kept(index) == [min(one.id for one in both)]
+
+
+def test_the_index_tells_how_much_of_a_quota_is_used() -> None:
+    world = World(scopes={ANN: (b"inner", b"outer"), BEN: (b"outer",)})
+    index = world.index()
+    assert index.quota_used(ANN, NOON_MS) == (0, 0, 0)
+    for one in (post(ANN, NOON_MS), post(ANN, NOON_MS - MINUTE_MS), post(BEN, NOON_MS)):
+        index.offer(one, NOON_MS)
+    assert index.quota_used(ANN, NOON_MS + MINUTE_MS - 1) == (1, 2, 3)
+
+
+def test_refused_records_may_come_again_once_membership_changed() -> None:
+    world = World(standings={ANN: Standing.OUT})
+    index = world.index()
+    hello = post(ANN, NOON_MS)
+    index.offer(hello, NOON_MS)
+    assert not index.wants(hello.id, NOON_MS)
+    index.forget_refused()
+    assert index.wants(hello.id, NOON_MS)

@@ -11,7 +11,18 @@ from agentmesh.core.errors import ProtocolError
 from agentmesh.core.units import MINUTE_MS, SECOND_MS
 from agentmesh.mesh.logic.limits import MAX_CLOCK_SKEW_MS, RECONCILE_STEPS
 from agentmesh.mesh.logic.reconcile import begin, respond
-from agentmesh.mesh.logic.reconcile_wire import Exchange, Opening, Restart, bits, decode, encode, set_bits
+from agentmesh.mesh.logic.reconcile_wire import (
+    Buckets,
+    Exchange,
+    Listing,
+    Opening,
+    Restart,
+    Split,
+    bits,
+    decode,
+    encode,
+    set_bits,
+)
 from tests.fakes.sessions import NOW_MS, SALT, WINDOW_MS, Post, run, snapshot
 
 COUNT = 100_000
@@ -177,6 +188,7 @@ def opening_with(**changes: object) -> bytes:
         opening_with(cell=1),
         opening_with(bounds=(5, -1, 3)),
         opening_with(counts=(1,)),
+        opening_with(bounds=(1,), counts=(1, -1), prints=bytes(16)),
         opening_with(counts=(), bounds=(), prints=b""),
         opening_with(prints=b"1234567"),
         opening_with(bounds=(2**60,), counts=(1, 1), prints=bytes(16)),
@@ -205,3 +217,38 @@ def test_bitmaps_come_back_as_they_were() -> None:
     flags = [random.Random(9).random() < 0.3 for _ in range(1_001)]
     assert list(set_bits(bits(flags))) == [number for number, flag in enumerate(flags) if flag]
     assert bits([False] * 20) == b""
+
+
+def test_cells_that_are_not_there_or_cannot_be_divided_are_refused() -> None:
+    rng = random.Random(10)
+    posts = [Post(rng.randbytes(16), NOW_MS - number) for number in range(400)]
+    begun = begin(snapshot(posts), SALT, NOW_MS)
+    dealt = respond(snapshot(posts[1:]), None, begun.reply or b"", NOW_MS)
+    assert dealt.state is not None
+    assert any(isinstance(cell, list) for cell in dealt.state.cells)
+    bucket = next(number for number, cell in enumerate(dealt.state.cells) if isinstance(cell, list))
+    for part in (
+        Listing(len(dealt.state.cells), b""),
+        Buckets(bucket, bytes(6)),
+        Split(bucket, (), (1,), bytes(8)),
+    ):
+        with pytest.raises(ProtocolError):
+            respond(snapshot([]), dealt.state, encode(Exchange(parts=(part,))), NOW_MS)
+
+
+def test_a_range_outside_its_cell_is_refused() -> None:
+    posts = [Post(bytes([number] * 16), NOW_MS - 1_000 * number) for number in range(100)]
+    begun = begin(snapshot(posts), SALT, NOW_MS)
+    outside = Split(0, (2**59,), (0, 0), bytes(16))
+    with pytest.raises(ProtocolError, match="leaves its cell"):
+        respond(snapshot([]), begun.state, encode(Exchange(parts=(outside,))), NOW_MS)
+
+
+def test_what_was_not_shown_cannot_be_had() -> None:
+    """Nine ids shown: the bitmap's second byte has one bit that means something."""
+    posts = [Post(bytes([number] * 16), NOW_MS - number) for number in range(9)]
+    empty = begin(snapshot([]), SALT, NOW_MS)
+    shown = respond(snapshot(posts), None, empty.reply or b"", NOW_MS)
+    with pytest.raises(ProtocolError, match="not shown"):
+        respond(snapshot([]), shown.state, encode(Exchange(wanted=b"\x00\x02")), NOW_MS)
+    assert len(respond(snapshot([]), shown.state, encode(Exchange(wanted=b"\xff\x01")), NOW_MS).send) == 9
