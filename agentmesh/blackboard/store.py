@@ -70,8 +70,12 @@ class BlackboardStore:
         """Finish what is queued for the disk, then close."""
         await self._database.close()
 
-    def _was_reset(self, sentence: str) -> None:
+    def forget_rankings(self) -> None:
+        """Later pages of searches begun before may shift a little."""
         self._rankings = store_search.Rankings()
+
+    def _was_reset(self, sentence: str) -> None:
+        self.forget_rankings()
         self.on_reset(sentence)
 
     # ------------------------------------------------------------------ records, for the mesh

@@ -17,7 +17,7 @@ from agentmesh.mesh.logic.entry import StoredEntry, Tombstone
 from agentmesh.mesh.logic.record import ID_BYTES, SIGNATURE_BYTES, SignedRecord
 
 # So few matches of a filter are looked at one by one; of more, some are among the next arrivals.
-_FEW_MATCHES: Final = 1_000
+_FEW_MATCHES: Final = 300
 _ID_CHARS: Final = 2 * ID_BYTES
 _POST: Final = f"SELECT {POST_COLUMNS} FROM posts"  # noqa: S608 - columns of our own
 
@@ -160,15 +160,14 @@ def unread(
 def _few_arrivals(connection: sqlite3.Connection, filters: Filters) -> list[int] | None:
     """The arrivals of everything that the filters allow, when that is little; a rare author is not looked for among all."""
     if filters.thread is not None:
-        places = list(places_of_thread(connection, filters.thread))
+        places = places_of_thread(connection, filters.thread)
+        arrivals = [connection.execute("SELECT arrival FROM posts WHERE ord = ?", (p,)).fetchone()[0] for p in places]
     elif (tag := filters.tag()) is not None:
-        query = "SELECT rowid FROM posts_terms WHERE posts_terms MATCH ? ORDER BY rowid DESC LIMIT ?"
-        places = [place for (place,) in connection.execute(query, (quoted(tag), _FEW_MATCHES + 1))]
-        if len(places) > _FEW_MATCHES:
-            return None
+        query = "SELECT arrival FROM posts_terms CROSS JOIN posts ON ord = posts_terms.rowid WHERE posts_terms MATCH ? LIMIT ?"
+        arrivals = [arrival for (arrival,) in connection.execute(query, (quoted(tag), _FEW_MATCHES + 1))]
     else:
         return None
-    return [connection.execute("SELECT arrival FROM posts WHERE ord = ?", (place,)).fetchone()[0] for place in places]
+    return arrivals if len(arrivals) <= _FEW_MATCHES else None
 
 
 def _arrived(

@@ -1,7 +1,6 @@
 """How posts are found, as functions of a connection inside one read transaction.
 
-Owns ranking (bm25; with many words, whose idf would cost a walk through all of each word's postings, the sum of the words'
-rarity among the candidates), paging and the bounds that keep any search at a few milliseconds: filters are terms of the query (tags),
+Owns ranking (bm25 of the words that are not in every fourth post), paging and the bounds that keep any search at a few milliseconds: filters are terms of the query (tags),
 candidates are the newest 2,000, and an interrupted search answers with what it has.
 """
 
@@ -12,13 +11,13 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import log1p
 from typing import Final
 
 from agentmesh.blackboard.database import Deadline
 from agentmesh.blackboard.logic.cursor import SearchCursor, question_digest
 from agentmesh.blackboard.logic.limits import (
     BM25_TERMS,
+    COMMON_HITS,
     ENOUGH_HITS,
     LITERAL_SCAN_POSTS,
     MAX_THREAD_POSTS,
@@ -35,6 +34,7 @@ _TERMS_NEWEST: Final = (
     "SELECT rowid FROM posts_terms WHERE posts_terms MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC LIMIT ?"
 )
 _TRIGRAMS_NEWEST: Final = "SELECT rowid FROM posts_trigrams WHERE posts_trigrams MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC LIMIT ?"
+_TERM_COUNT: Final = "SELECT count(*) FROM (SELECT 1 FROM posts_terms WHERE posts_terms MATCH ? AND rowid >= ? LIMIT ?)"
 # What stands beside the text (names) counts half as much as the text.
 _TERMS_BM25: Final = (
     "SELECT rowid, bm25(posts_terms, 1.0, 0.5) FROM posts_terms WHERE posts_terms MATCH ? AND rowid BETWEEN ? AND ?"
@@ -146,7 +146,10 @@ def _in_order(
         "SELECT rowid FROM posts_terms WHERE posts_terms MATCH ? AND rowid < ? AND rowid >= ? ORDER BY rowid DESC",
         (ranking.tail, below, window.low),
     )
+    first = ranking.places[:ENOUGH_HITS]  # hits of all terms may lie among those of any
     for (order,) in matches:
+        if order in first:
+            continue
         if window.thread is None or order in window.thread:
             for row in _by_order(connection, (order,)).values():
                 yield place, order, row
@@ -193,19 +196,28 @@ def _newest_matches(connection: sqlite3.Connection, match: str, window: _Window,
 
 def _ranked(connection: sqlite3.Connection, step: Step, newest_first: Sequence[int]) -> list[int]:
     """The same places, best first; of equals the newer one first."""
-    if len(newest_first) < 2 or step.match is None:
+    terms = _telling_terms(connection, step.terms)
+    if len(newest_first) < 2 or not terms:
         return list(newest_first)
-    low, high = newest_first[-1], newest_first[0]
-    if len(step.terms) <= BM25_TERMS:
-        scores: dict[int, float] = {p: -score for p, score in connection.execute(_TERMS_BM25, (step.match, low, high))}
-    else:
-        scores = dict.fromkeys(newest_first, 0.0)
-        for term in step.terms:
-            hits = [p for (p,) in connection.execute(_TERMS_NEWEST, (quoted(term), low, high, -1)) if p in scores]
-            weight = log1p((len(newest_first) - len(hits) + 0.5) / (len(hits) + 0.5))
-            for place in hits:
-                scores[place] += weight
-    return [place for place, _ in sorted(scores.items(), key=lambda hit: (-hit[1], -hit[0]))]
+    match = (" AND " if step.stage == Stage.ALL else " OR ").join(quoted(term) for term in terms)
+    match = f"({match}) AND {quoted(step.tag)}" if step.tag else match
+    hits = connection.execute(_TERMS_BM25, (match, newest_first[-1], newest_first[0]))
+    scores: dict[int, float] = dict(hits.fetchall())
+    return sorted(newest_first, key=lambda place: (scores.get(place, 0.0), -place))
+
+
+def _telling_terms(connection: sqlite3.Connection, terms: Sequence[str]) -> list[str]:
+    """The rarest few terms, without those that are in every fourth post: bm25 walks through all postings of each.
+
+    On a board of less than 500 posts every term tells something.
+    """
+    low = connection.execute(
+        # The plus keeps SQLite from looking for the least ord in the table's own order, through all that came before.
+        "SELECT min(+ord) FROM posts WHERE arrival > (SELECT max(arrival) FROM posts) - ?",
+        (RANKED_MATCHES,),
+    ).fetchone()[0]
+    counted = [(connection.execute(_TERM_COUNT, (quoted(t), low, COMMON_HITS + 1)).fetchone()[0], t) for t in terms]
+    return [term for hits, term in sorted(counted) if hits <= COMMON_HITS][:BM25_TERMS]
 
 
 def _loose_matches(connection: sqlite3.Connection, step: Step, filters: Filters, window: _Window) -> list[int]:

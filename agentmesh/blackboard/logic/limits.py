@@ -42,14 +42,19 @@ MAX_NAMES: Final = 200  # topics or authors listed for completions
 # ------------------------------------------------------------------ search
 
 MAX_QUERY_CHARS: Final = 64 * KIB  # beyond it the query is refused; below, only its first terms count
-MAX_QUERY_TERMS: Final = 16  # each term costs a walk through its postings
+MAX_QUERY_TERMS: Final = 12  # each term costs a walk through its postings
+MAX_ALL_TERMS: Final = 6  # terms that a post must hold in the first step of a search, the longest of them
 MAX_TERM_CHARS: Final = 64  # FTS5's porter stems nothing longer either
 RANKED_MATCHES: Final = 2_000  # newest matches that bm25 ranks: 5 ms at 100,000 posts, all of them 35-1,400 ms
-BM25_TERMS: Final = 3  # bm25 walks through all postings of each word: 2 ms a common word at 100,000 posts
+BM25_TERMS: Final = 4  # rarest terms that bm25 looks at; it walks through all postings of each
+COMMON_HITS: Final = (
+    500  # in the newest 2,000 posts; a word in more says nothing about a post, and bm25 weighs it next to nothing
+)
 ENOUGH_HITS: Final = 3  # fewer and the search is relaxed
 MIN_PREFIX_CHARS: Final = 3
+MAX_TRIGRAMS: Final = 10  # of one word
 MAX_TRIGRAM_CANDIDATES: Final = 400  # posts whose text is compared with the term itself
-LITERAL_SCAN_POSTS: Final = 2_000  # newest posts read for a query that has no word at all, such as `->`
+LITERAL_SCAN_POSTS: Final = 500  # newest posts read for a query that has no word at all, such as `->`
 SEARCH_BUDGET_MS: Final = 100  # then a search answers with what it has
 RANKINGS_KEPT: Final = 64  # first pages whose ranking is kept, so that later pages cannot shift
 

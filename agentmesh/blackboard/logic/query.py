@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agentmesh.blackboard.logic.limits import MAX_QUERY_CHARS, MAX_QUERY_TERMS, MAX_TERM_CHARS, MIN_PREFIX_CHARS
+from agentmesh.blackboard.logic.limits import (
+    MAX_ALL_TERMS,
+    MAX_QUERY_CHARS,
+    MAX_QUERY_TERMS,
+    MAX_TERM_CHARS,
+    MAX_TRIGRAMS,
+    MIN_PREFIX_CHARS,
+)
 from agentmesh.blackboard.logic.post import PostKind
 from agentmesh.core.errors import InvalidInput
 
@@ -26,6 +33,16 @@ TAG_MARK = "\ue0a6"
 CLOSABLE = (PostKind.QUESTION, PostKind.CLAIM)
 # unicode61 makes words of letters, numbers and private-use characters (sqlite.org/fts5.html, section 4.3.1).
 _WORD_CATEGORIES = ("L", "N", "Co")
+# Words that are in every text; they count only in a query that has no others.
+_EVERYWHERE = frozenset({
+    "a", "about", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by", "can", "did", "do",
+    "does", "for", "from", "get", "had", "has", "have", "how", "i", "if", "in", "is", "it", "its", "me", "my",
+    "no", "not", "of", "on", "or", "our", "should", "so", "that", "the", "their", "them", "then", "there",
+    "these", "they", "this", "to", "was", "we", "were", "what", "when", "where", "which", "who", "why",
+    "will", "with", "would", "you", "your",
+})  # fmt: skip
+# A prefix of fewer letters would gather every word that begins so.
+_PREFIX_END = re.compile(rf"\w{{{MIN_PREFIX_CHARS}}}\W*$")
 _PIECES = re.compile(r'"([^"]+)"|(\S+)')
 
 
@@ -100,11 +117,12 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One full-text query and its terms. `needles`, casefolded: one must be in the text (trigrams only suggest)."""
+    """One full-text query, and the terms and tag that it is made of. `needles`, casefolded: one must be in the text (trigrams only suggest)."""
 
     stage: Stage
     match: str | None
     terms: tuple[str, ...] = ()
+    tag: str | None = None
     needles: tuple[str, ...] = ()
 
 
@@ -145,7 +163,8 @@ def terms_of(query: str) -> tuple[str, ...]:
             found.setdefault(term.casefold(), term)
             if len(found) == MAX_QUERY_TERMS:
                 break
-    return tuple(found.values())
+    telling = [term for folded, term in found.items() if folded not in _EVERYWHERE]
+    return tuple(telling or found.values())
 
 
 def clean(query: str) -> str:
@@ -171,17 +190,23 @@ def plan(query: str, filters: Filters) -> Iterator[Step]:
         needle = clean(query)[:MAX_TERM_CHARS].casefold()
         yield Step(Stage.LITERAL, quoted(tag) if tag else None, needles=(needle,))
         return
-    every = " AND ".join(quoted(t) for t in terms)
-    yield Step(Stage.ALL, _tagged(every, tag), terms)
+    every = " AND ".join(quoted(t) for t in _longest(terms))
+    yield Step(Stage.ALL, _tagged(every, tag), terms, tag)
     if len(terms) > 1:
-        some = " OR ".join(quoted(t) for t in terms)
-        yield Step(Stage.ANY, _tagged(f"({some}) NOT ({every})", tag), terms)
-    stems = [t for t in terms if len(t) >= MIN_PREFIX_CHARS]
+        yield Step(Stage.ANY, _tagged(" OR ".join(quoted(t) for t in terms), tag), terms, tag)
+    stems = [t for t in terms if _PREFIX_END.search(t)]
     if stems:
-        prefixes = " OR ".join(f"{quoted(t)} *" for t in stems)
-        yield Step(Stage.PREFIX, _tagged(prefixes, tag))
-        pieces = " OR ".join(f"({_trigrams(t)})" for t in stems)
-        yield Step(Stage.TRIGRAM, pieces, needles=tuple(t.casefold() for t in stems))
+        yield Step(Stage.PREFIX, _tagged(" OR ".join(f"{quoted(t)} *" for t in stems), tag))
+    parts = [t for t in terms if len(t) >= MIN_PREFIX_CHARS]
+    if parts:
+        pieces = " OR ".join(f"({_trigrams(t)})" for t in parts)
+        yield Step(Stage.TRIGRAM, pieces, needles=tuple(t.casefold() for t in parts))
+
+
+def _longest(terms: tuple[str, ...]) -> list[str]:
+    """The longest terms in their order: the time of an AND grows with every term, and short words are the common ones."""
+    kept = sorted(terms, key=len, reverse=True)[:MAX_ALL_TERMS]
+    return [term for term in terms if term in kept]
 
 
 def _tagged(match: str, tag: str | None) -> str:
@@ -189,5 +214,7 @@ def _tagged(match: str, tag: str | None) -> str:
 
 
 def _trigrams(term: str) -> str:
-    found = dict.fromkeys(term[i : i + 3] for i in range(len(term) - 2))
+    found = list(dict.fromkeys(term[i : i + 3] for i in range(len(term) - 2)))
+    step = max(1, -(-len(found) // MAX_TRIGRAMS))  # a few suggest as well as all: the text itself decides
+    found = found[::step]
     return " AND ".join(quoted(t) for t in found)
