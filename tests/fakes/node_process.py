@@ -189,7 +189,8 @@ class Nodes:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGENTMESH_")}
         # A node in the background must not meet another test's node on the default console port.
         (root / "config.toml").write_text("console_port = 0\n")
-        made = NodeHome(root, {**inherited, "AGENTMESH_HOME": str(root), **(environment or {})})
+        loopback = {"AGENTMESH_HOME": str(root), "AGENTMESH_BIND_HOST": "127.0.0.1"}
+        made = NodeHome(root, inherited | loopback | dict(environment or {}))
         self.homes.append(made)
         return made
 
