@@ -198,19 +198,20 @@ def _read_private(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _unusable(path, error) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # The checks are on the open file, so that it cannot be exchanged between check and use.
-        status = os.fstat(file.fileno())
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise IdentityKeyError(f"The key {path} is not a regular file; move it away or restore it from a backup.")
         if stat.S_IMODE(status.st_mode) & _GROUP_AND_OTHERS:
             raise IdentityKeyError(
                 f"The key file {path} can be read by other users of this machine; run: chmod 600 {path}"
             )
-        try:
-            return file.read(MAX_KEY_FILE_BYTES + 1)
-        except OSError as error:
-            raise _unusable(path, error) from error
+        return os.read(descriptor, MAX_KEY_FILE_BYTES + 1)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    finally:
+        os.close(descriptor)
 
 
 def _parse_key_file(path: Path, data: bytes) -> bytes:
