@@ -109,11 +109,12 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
     tasks = TaskSet("process")
     try:
         stopping = tasks.spawn(node.stopping.wait(), name="stopping")
-        starting = tasks.spawn(node.start(lambda text: _say(sys.stderr, text)), name="start")
+        starting = tasks.spawn(_start(node), name="start")
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return
-        await starting  # raises what went wrong
+        if (failure := await starting) is not None:
+            raise failure
         _announce(node, home, options, pipe)
         held.settled()
         if options.background:
@@ -122,6 +123,15 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
         _log.info("stopping: %s", node.stop_reason)
     finally:
         await tasks.close(grace_s=1.0)
+
+
+async def _start(node: Node) -> AgentMeshError | None:
+    """Why the node cannot run, if it cannot: a sentence for the user, not a task that failed."""
+    try:
+        await node.start(lambda text: _say(sys.stderr, text))
+    except AgentMeshError as error:
+        return error
+    return None
 
 
 def _end_now() -> None:

@@ -151,8 +151,8 @@ class Node:
         self._undo.append(("database", store.close))
         self._mesh = mesh = self._make_mesh(key, on_mesh, store, name)
         board = await self._start_board(key, store, mesh, name)
-        self._undo.append(("mesh", mesh.stop))
         await mesh.start(on_mesh.first, on_mesh.bootstrap)
+        self._undo.append(("mesh", mesh.stop))
         # From here on a damaged database means that the index in memory is wrong: begin anew, with what peers have.
         store.on_reset = self._succeed
         self.bind_port = mesh.bind_port
@@ -183,6 +183,7 @@ class Node:
     def _make_mesh(self, key: NodeKey, on_mesh: OnMesh, store: BlackboardStore, name: str) -> Mesh:
         mesh: Mesh | None = None
         transport = QuicTransport(key, known_source=lambda host: mesh is not None and mesh.is_known_source(host))
+        self._undo.append(("transport", transport.close))
         mesh = Mesh(
             key=key,
             membership=on_mesh.membership,

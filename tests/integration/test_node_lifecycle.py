@@ -140,6 +140,7 @@ def test_the_console_needs_the_token_of_node_json(nodes: Nodes) -> None:
 
 def refused(node: NodeHome, *arguments: str, code: int, stdin: str | None = None) -> str:
     """What a node that cannot start says."""
+    node.stderr_file.unlink(missing_ok=True)
     node.start(*arguments, ready=False, stdin=stdin)
     assert node.wait(30.0) == code
     said = node.stderr_file.read_text().strip().splitlines()
