@@ -64,6 +64,8 @@ class KindRule:
             raise ValueError("a quota kind's register is its id; a retracting kind's is its subkey")
         if self.retracts is not None and not self.quota:
             raise ValueError("a retracting kind takes the quota slot of what it retracts")
+        if self.quota and not self.lasting:
+            raise ValueError("a quota that is not reconciled would differ from node to node")
         if self.max_payload_bytes > MAX_PAYLOAD_BYTES:
             raise ValueError("no payload may exceed MAX_PAYLOAD_BYTES")
 

@@ -37,6 +37,7 @@ class RecordIndex:
         self._quota_memory_ms = quota_memory_ms(rules)
         self._entries: dict[bytes, Entry] = {}
         self._registers: dict[RegisterKey, Entry] = {}
+        self._unslotted: dict[bytes, Entry] = {}  # those outside the quotas: few beside the posts
         self._lasting = {
             rule.order_class: SortedEntries() for rule in sorted(rules.values(), key=_class) if rule.lasting
         }
@@ -68,7 +69,7 @@ class RecordIndex:
 
     def passing(self) -> tuple[bytes, ...]:
         """Ids of the kinds that are not reconciled: what a joining peer is given whole."""
-        return tuple(entry.id for entry in self._entries.values() if not entry.rule.lasting)
+        return tuple(entry.id for entry in self._unslotted.values() if not entry.rule.lasting)
 
     def wants(self, id_: bytes, now_ms: int) -> bool:
         """Whether a record announced under this id should be fetched."""
@@ -218,6 +219,8 @@ class RecordIndex:
 
     def _keep(self, entry: Entry) -> None:
         self._entries[entry.id] = entry
+        if not entry.rule.quota:
+            self._unslotted[entry.id] = entry
         self._tallies.add(entry.author, entry.size_bytes)
         self._expiry.add(entry)
         if entry.rule.lasting:
@@ -236,6 +239,7 @@ class RecordIndex:
         if entry.rule.lasting:
             self._lasting[entry.order_class].remove(entry)
         if not entry.rule.quota:
+            del self._unslotted[entry.id]
             key = (entry.kind, entry.author, entry.subkey)
             if self._registers.get(key) is entry:
                 del self._registers[key]
@@ -268,10 +272,10 @@ class RecordIndex:
 
     def drop_author(self, author: bytes) -> tuple[bytes, ...]:
         """Drop what an author wrote who is out, and free its quota slots."""
-        written = [e for e in self._entries.values() if e.author == author and not e.rule.outlives_author]
+        written = [e for e in self._unslotted.values() if e.author == author and not e.rule.outlives_author]
+        written += [e for e in self._quota.take_author(author) if self._entries.get(e.id) is e]
         for entry in written:
             self._forget(entry)
-        self._quota.take_author(author)
         return tuple(entry.id for entry in written)
 
     def drop(self, ids: Iterable[bytes], now_ms: int) -> tuple[bytes, ...]:

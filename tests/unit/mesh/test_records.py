@@ -8,7 +8,7 @@ import pytest
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from agentmesh.mesh.logic.entry import StoredEntry, Tombstone
-from agentmesh.mesh.logic.kinds import KindRule, mesh_rules
+from agentmesh.mesh.logic.kinds import KindRule, Register, mesh_rules
 from agentmesh.mesh.logic.limits import MAX_CLOCK_SKEW_MS, REFUSED_IDS, REFUSED_MEMORY_MS
 from agentmesh.mesh.logic.record import Record
 from agentmesh.mesh.logic.records import RecordIndex
@@ -319,6 +319,7 @@ def test_restoring_names_what_is_not_kept_any_more(world: World) -> None:
         lambda: KindRule("a", 1, 1, quota=True),
         lambda: KindRule("a", 1, 1, retracts="post"),
         lambda: KindRule("a", 2**20, 1),
+        lambda: KindRule("a", 1, 1, register=Register.ID, quota=True, lasting=False),
         lambda: mesh_rules(KindRule("a", 1, 1, quota=True, retracts="member")),
     ],
 )
