@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.mcp_tools import NpmTools, npm_tools, with_token
-from tests.fakes.board_node import TOKEN, BoardNode
+from tests.fakes.node_process import NodeHome, Nodes
 
 pytestmark = [pytest.mark.node_js, pytest.mark.timeout(700)]  # the first run installs the programs
 
@@ -131,19 +130,20 @@ def tools() -> NpmTools:
 
 
 @pytest.fixture
-async def node() -> AsyncIterator[BoardNode]:
-    async with BoardNode(Path(os.environ["AGENTMESH_HOME"])) as running:
-        yield running
+def node() -> Iterator[NodeHome]:
+    with Nodes() as nodes:
+        yield nodes.start()
 
 
 @pytest.fixture
-async def port(node: BoardNode) -> AsyncIterator[int]:
+async def port(node: NodeHome) -> AsyncIterator[int]:
     """Where MCP is served without asking for a token, by way of a proxy that adds it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "agentmesh", "blackboard", "--mcp", "--http", "0"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env=node.environment,
     )
     try:
         assert process.stderr is not None
@@ -151,7 +151,7 @@ async def port(node: BoardNode) -> AsyncIterator[int]:
             line = (await process.stderr.readline()).decode()
         found = re.search(r"127\.0\.0\.1:(\d+)/mcp", line)
         assert found is not None, line
-        async with with_token(int(found[1]), TOKEN) as open_port:
+        async with with_token(int(found[1]), node.node_json()["token"]) as open_port:
             yield open_port
     finally:
         process.kill()
@@ -203,13 +203,12 @@ async def test_the_conformance_suite_passes_over_http(
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_the_inspector_lists_and_calls_the_tools_over_stdio(
-    tools: NpmTools, node: BoardNode, tmp_path: Path, era: str
+    tools: NpmTools, node: NodeHome, tmp_path: Path, era: str
 ) -> None:
-    await node.add("FINDING: seen by the inspector")
+    first = node.json("blackboard", "FINDING: seen by the inspector")
 
     async def inspect(*arguments: str) -> Any:
-        settings = {name: value for name, value in os.environ.items() if name in ("AGENTMESH_HOME", "PYTHONPATH")}
-        given = [part for name, value in settings.items() for part in ("-e", f"{name}={value}")]
+        given = ("-e", f"AGENTMESH_HOME={node.root}")
         server = ("--", sys.executable, "-m", "agentmesh", "blackboard", "--mcp")
         code, output, errors = await tools.run(
             "mcp-inspector", "--cli", *arguments, "--protocol-era", era, *given, *server,
@@ -222,9 +221,9 @@ async def test_the_inspector_lists_and_calls_the_tools_over_stdio(
     assert [tool["name"] for tool in listed["tools"]] == ["blackboard_post", "blackboard_search", "blackboard_feed"]
     call = ("--method", "tools/call", "--tool-name")
     posted = await inspect(*call, "blackboard_post", "--tool-arg", "text=TIP: from the inspector")
-    assert posted["structuredContent"]["id"] == node.posts[-1]["id"]
     found = await inspect(*call, "blackboard_search", "--tool-arg", "query=inspector", "limit=5")
-    assert len(found["structuredContent"]["posts"]) == 2
+    ids = {post["id"] for post in found["structuredContent"]["posts"]}
+    assert ids == {first["id"], posted["structuredContent"]["id"]}
     feed = await inspect(*call, "blackboard_feed", "--tool-args-json", '{"unread_only": true}')
     assert "| FINDING: seen by the inspector" in feed["content"][0]["text"]
     resource = await inspect("--method", "resources/read", "--uri", "blackboard://feed")

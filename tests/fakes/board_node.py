@@ -1,7 +1,7 @@
 """A node of memory only: HTTP over the home's Unix socket with the blackboard's routes, good enough for thin clients.
 
-It can also misbehave: lose a request before or after it took effect, answer nothing, or refuse. Run it in the test's own
-event loop (`async with BoardNode(home)`) or, for clients in other processes, as `python board_node.py HOME`.
+It can also misbehave: lose a request before or after it took effect, or refuse. It runs in the test's own event loop
+(`async with BoardNode(home)`) and serves clients in other processes too.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from agentmesh.core.paths import Home
 
 HOUR_MS = 3_600_000
 TOKEN = "test-token-test-token-test-token"
@@ -33,6 +34,7 @@ class BoardNode:
 
     def __init__(self, home: Path) -> None:
         self.run = home / "run"
+        self._socket = Home(home).socket  # elsewhere when the path is too long for a socket
         self.posts: list[dict[str, Any]] = []
         self.answers: dict[str, dict[str, Any]] = {}  # by idempotency key
         self.read_by: dict[str, int] = {}
@@ -47,9 +49,9 @@ class BoardNode:
 
     async def __aenter__(self) -> BoardNode:
         self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-        socket = self.run / "node.sock"
-        socket.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, socket)
+        self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._socket.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._socket)
         node_json = self.run / "node.json"
         node_json.write_text(json.dumps({"token": TOKEN}))
         node_json.chmod(0o600)
@@ -61,7 +63,7 @@ class BoardNode:
         for connection in self._connections:
             connection.close()
         await self._server.wait_closed()
-        (self.run / "node.sock").unlink(missing_ok=True)
+        self._socket.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ HTTP
 
@@ -228,13 +230,3 @@ class BoardNode:
         if method == "DELETE":
             self.posts.remove(found[0])
         return found[0]
-
-
-async def _main(home: Path) -> None:
-    async with BoardNode(home):
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1])))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+
+from tests.fakes.node_process import NodeHome, Nodes
 
 AGENTMESH = (sys.executable, "-m", "agentmesh")
 CLIENTS = 10
@@ -20,28 +19,6 @@ WAIT_S = 60.0  # for any one answer, on a machine with ten processes starting at
 POLICY = ("--policy", "posts_per_minute=200000")  # the other quotas rise in proportion
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@asynccontextmanager
-async def running_node() -> AsyncIterator[asyncio.subprocess.Process]:
-    """A real node in this test's home."""
-    process = await asyncio.create_subprocess_exec(
-        *AGENTMESH, "--client", "--console", "0", "--bind-port", "0", *POLICY,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "AGENTMESH_BIND_HOST": "127.0.0.1"},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(WAIT_S):
-            line = await process.stdout.readline()
-        assert line.startswith(b"Invite: "), "the node did not start"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        async with asyncio.timeout(WAIT_S):
-            await process.wait()
 
 
 class Agent:
@@ -55,13 +32,13 @@ class Agent:
         self._calls = 0
 
     @classmethod
-    async def start(cls, name: str) -> Agent:
+    async def start(cls, home: NodeHome, name: str) -> Agent:
         process = await asyncio.create_subprocess_exec(
             *AGENTMESH, "blackboard", "--mcp",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=16 * 1024 * 1024,
-            env={**os.environ, "AGENTMESH_AUTHOR": name},
+            env={**home.environment, "AGENTMESH_AUTHOR": name},
         )  # fmt: skip
         agent = cls(process)
         client = {"name": name, "version": "1"}
@@ -106,13 +83,13 @@ async def everything(agent: Agent) -> list[dict[str, Any]]:
             return posts
 
 
-async def test_ten_agents_posting_at_once_lose_nothing_and_double_nothing() -> None:
+async def test_ten_agents_posting_at_once_lose_nothing_and_double_nothing(nodes: Nodes) -> None:
     names = [f"agent-{number}" for number in range(CLIENTS)]
-    async with running_node():
-        agents = await asyncio.gather(*(Agent.start(name) for name in names))
-        ids = await asyncio.gather(*(post_all(agent, name) for agent, name in zip(agents, names, strict=True)))
-        posts = await everything(agents[0])
-        await asyncio.gather(*(agent.close() for agent in agents))
+    home = await asyncio.to_thread(nodes.start, *POLICY)
+    agents = await asyncio.gather(*(Agent.start(home, name) for name in names))
+    ids = await asyncio.gather(*(post_all(agent, name) for agent, name in zip(agents, names, strict=True)))
+    posts = await everything(agents[0])
+    await asyncio.gather(*(agent.close() for agent in agents))
     told = [post_id for of_one in ids for post_id in of_one]
     assert len(set(told)) == CLIENTS * POSTS_EACH
     assert Counter(post["id"] for post in posts) == Counter(told)
@@ -121,22 +98,29 @@ async def test_ten_agents_posting_at_once_lose_nothing_and_double_nothing() -> N
     assert all(post["verified"] for post in posts)
 
 
-async def test_a_post_during_a_restart_of_the_node_is_made_once() -> None:
-    """The background node that the first call starts is stopped in mid-work; the agent's next posts start another."""
-    agent = await Agent.start("agent")
-    for number in range(3):
-        await agent.call("blackboard_post", text=f"before {number}")
-    posting = asyncio.ensure_future(agent.call("blackboard_post", text="while it stops"))
-    await stop_node()
-    await posting
-    await agent.call("blackboard_post", text="after")
+async def test_posts_while_the_node_stops_and_another_starts_are_made_once(nodes: Nodes) -> None:
+    """The first call starts a node in the background; it is told to stop while the agent goes on posting."""
+    home = nodes.home()
+    agent = await Agent.start(home, "agent")
+    await agent.call("blackboard_post", text="before")
+    first_pid = home.node_json()["pid"]
+    stopping = asyncio.ensure_future(asyncio.to_thread(home.cli, "stop"))
+    posted = 0
+    while posted < 3 or not stopping.done():
+        await agent.call("blackboard_post", text=f"while it stops {posted}", **{"from": f"agent {posted // 5}"})
+        posted += 1
+    assert (await stopping).code == 0
+    await agent.call("blackboard_post", text="after", **{"from": "last"})
     texts = Counter(post["text"] for post in await everything(agent))
     await agent.close()
-    await stop_node()
-    assert texts == Counter(["before 0", "before 1", "before 2", "while it stops", "after"])
+    assert home.node_json()["pid"] != first_pid
+    assert texts == Counter(["before", *(f"while it stops {number}" for number in range(posted)), "after"])
 
 
-async def stop_node() -> None:
-    process = await asyncio.create_subprocess_exec(*AGENTMESH, "stop", stdout=asyncio.subprocess.DEVNULL)
-    async with asyncio.timeout(WAIT_S):
-        assert await process.wait() == 0
+async def test_ten_agents_that_start_together_share_one_node(nodes: Nodes) -> None:
+    home = nodes.home()
+    agents = await asyncio.gather(*(Agent.start(home, f"agent-{number}") for number in range(CLIENTS)))
+    await asyncio.gather(*(agent.call("blackboard_post", text=f"hi {n}") for n, agent in enumerate(agents)))
+    seen = [len(await everything(agent)) for agent in agents]
+    await asyncio.gather(*(agent.close() for agent in agents))
+    assert seen == [CLIENTS] * CLIENTS
