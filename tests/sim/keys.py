@@ -102,7 +102,9 @@ class Mint:
             joiner.sign(JOIN_CONSENT_PREFIX + statement),
         )
         self.keys.append(joiner)
-        self.chains.append(issue_admission(invitation, chain, key.sign, joiner=joiner.public, proof=proof, now_ms=now_ms + 1))
+        self.chains.append(
+            issue_admission(invitation, chain, key.sign, joiner=joiner.public, proof=proof, now_ms=now_ms + 1)
+        )
 
     # ------------------------------------------------------------------ records
 

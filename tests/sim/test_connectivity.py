@@ -15,7 +15,9 @@ def _one_hub(case: Case) -> None:
     sim.run_until(lambda: islands(nodes) == 1, 10_000, "all are connected through the only dialable node")
     posts = post_at_random(sim, nodes, case.posts, 20_000)
     sim.run_for(20_000)
-    sim.run_until(has_all(nodes, [post.id for post in posts]), 90_000 if case.faults.loss else 5_000, "all posts everywhere")
+    sim.run_until(
+        has_all(nodes, [post.id for post in posts]), 90_000 if case.faults.loss else 5_000, "all posts everywhere"
+    )
     for _ in range(60):
         sim.run_for(1_000)
         assert islands(nodes) == 1, f"seed {case.seed}: the mesh fell apart"
@@ -66,7 +68,9 @@ def test_a_node_that_knows_nobody_alive_keeps_trying_until_somebody_is() -> None
     node.start(hub)
     sim.run_for(600_000)
     hub.start()
-    sim.run_until(lambda: len(hub.machine.active_peers()) == 1, 15_000, "the lonely node came back to its bootstrap peer")
+    sim.run_until(
+        lambda: len(hub.machine.active_peers()) == 1, 15_000, "the lonely node came back to its bootstrap peer"
+    )
 
 
 def test_a_stuck_peer_stalls_nobody_and_is_closed() -> None:

@@ -22,13 +22,17 @@ def _two_halves(case: Case, mint: Mint | None = None) -> None:
     sim.run_until(has_all(nodes[half:], [p.id for p in more]), 60_000, "the other half has its own posts")
     batched = sum(node.machine.stats.batched for node in nodes)
     sim.heal()
-    took_ms = sim.run_until(has_all(nodes, [p.id for p in (*posts, *more)]), 60_000, "all posts everywhere after the heal")
+    took_ms = sim.run_until(
+        has_all(nodes, [p.id for p in (*posts, *more)]), 60_000, "all posts everywhere after the heal"
+    )
     sim.run_for(30_000)
     assert islands(nodes) == 1, "the halves grew together again"
     assert delivered_once(nodes)
     assert nobody_blamed(nodes)
     copies = (sum(node.machine.stats.batched for node in nodes) - batched) / (case.nodes * case.posts)
-    print(f"\nheal: {2 * case.posts} posts over {case.nodes} nodes in {took_ms} ms, {copies:.2f} copies of each missed post")
+    print(
+        f"\nheal: {2 * case.posts} posts over {case.nodes} nodes in {took_ms} ms, {copies:.2f} copies of each missed post"
+    )
     if case.posts >= 100:
         assert copies < 2.0, "after a heal each missed record comes about once"
 
@@ -73,7 +77,9 @@ def _restarts(case: Case, *, lose_store: bool) -> None:
 @pytest.mark.parametrize("lose_store", [False, True], ids=["with its store", "without its store"])
 def test_a_crashed_node_has_everything_within_thirty_seconds(lose_store: bool) -> None:
     for seed in range(5):
-        check(lambda case: _restarts(case, lose_store=lose_store), Case(seed, nodes=12, posts=60, crashes=4, undialable=3))
+        check(
+            lambda case: _restarts(case, lose_store=lose_store), Case(seed, nodes=12, posts=60, crashes=4, undialable=3)
+        )
 
 
 def test_when_all_nodes_restart_at_once_nothing_is_lost() -> None:

@@ -19,9 +19,8 @@ class Allowance:
     ids: int = PEER_IDS_BURST
 
     def message(self, now_ms: int) -> bool:
-        """Take in one message; False if the peer has sent too many. The clock is only looked at when the bucket is empty."""
-        if self.messages <= 0:
-            self._refill(now_ms)
+        """Take in one message; False if the peer has sent too many."""
+        self._refill(now_ms)
         self.messages -= 1
         return self.messages >= 0
 

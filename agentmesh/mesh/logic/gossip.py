@@ -95,8 +95,8 @@ class GossipMachine:
         self._trust = trust
         self._now_ms = 0
         self._inbox = Inbox(trust.mesh, index, trust, verify)
-        self._membership = Membership(entry.node, config, rng)
         self._overlay = Overlay(entry, config, rng)
+        self._membership = Membership(entry.node, config, rng, self._overlay.active.__contains__)
         self._broadcast = Broadcast(config, lambda id_: self._inbox.has(id_, self._now_ms))
         self._exchange = Exchange(entry.node, config, rng)
         self._allowances: dict[NodeId, Allowance] = {}
@@ -198,12 +198,6 @@ class GossipMachine:
         if self._overlay.is_linked(peer):
             out.append(ClosePeer(peer, reason))
             self._forget(peer, True, now_ms, out)
-
-    def _on_dial_failed(self, event: DialFailed, now_ms: int, out: list[Effect]) -> None:
-        self._overlay.dial_failed(event.peer, now_ms, out)
-
-    def _on_learned(self, event: PeersLearned, now_ms: int, out: list[Effect]) -> None:
-        self._overlay.learned(event.entries, now_ms, out)
 
     def _follow_overlay(self, out: list[Effect]) -> None:
         changes, self._overlay.changes = self._overlay.changes, []
@@ -308,6 +302,14 @@ class GossipMachine:
         self._membership.heard(peer, now_ms, out)
         self._on_message_type[type(event.message)](peer, event.message, now_ms, out)
 
+    def _on_ping(self, peer: NodeId, message: Ping, now_ms: int, out: list[Effect]) -> None:
+        self._membership.on_ping(peer, message, now_ms, out)
+        self._overlay.on_claim(peer, message.neighbour, now_ms, out)
+
+    def _on_pong(self, peer: NodeId, message: Pong, now_ms: int, out: list[Effect]) -> None:
+        self._membership.on_pong(peer, message, now_ms, out)
+        self._overlay.on_claim(peer, message.neighbour, now_ms, out)
+
     def _on_ihave(self, peer: NodeId, message: IHave, now_ms: int, out: list[Effect]) -> None:
         if peer in self._overlay.active:
             self._broadcast.on_ihave(peer, message, now_ms, out)
@@ -363,8 +365,8 @@ class GossipMachine:
         return {
             PeerConnected: self._on_connected,
             PeerLost: self._on_lost,
-            DialFailed: self._on_dial_failed,
-            PeersLearned: self._on_learned,
+            DialFailed: lambda event, now_ms, out: self._overlay.dial_failed(event.peer, now_ms, out),
+            PeersLearned: lambda event, now_ms, out: self._overlay.learned(event.entries, now_ms, out),
             MessageReceived: self._on_message,
             RecordCreated: self._on_created,
             ReconcileStepped: self._exchange.stepped,
@@ -374,8 +376,8 @@ class GossipMachine:
     def _message_handlers(self) -> dict[type, Callable[[NodeId, Any, int, list[Effect]], None]]:
         membership, overlay = self._membership, self._overlay
         return {
-            Ping: membership.on_ping,
-            Pong: membership.on_pong,
+            Ping: self._on_ping,
+            Pong: self._on_pong,
             ProbeRequest: membership.on_probe_request,
             ProbeResult: membership.on_probe_result,
             Suspicion: membership.on_suspicion,

@@ -8,7 +8,7 @@ doubts itself first. Must not know: why a peer is connected, records, the tree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agentmesh.mesh.logic.chance import Chance
@@ -44,8 +44,11 @@ class _Gone:
 class Membership:
     """The failure detector of one node. Effects go to `out`; `deadline_ms` says when `tick` is due."""
 
-    def __init__(self, self_id: NodeId, config: GossipConfig, rng: Chance) -> None:
+    def __init__(
+        self, self_id: NodeId, config: GossipConfig, rng: Chance, is_neighbour: Callable[[NodeId], bool]
+    ) -> None:
         self._self_id = self_id
+        self._is_neighbour = is_neighbour
         self._config = config
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
@@ -93,7 +96,7 @@ class Membership:
 
     def on_ping(self, peer: NodeId, message: Ping, now_ms: int, out: list[Effect]) -> None:
         self._learn(peer, message, now_ms)
-        out.append(SendMessage(peer, Pong(message.sequence, self.incarnation, now_ms)))
+        out.append(SendMessage(peer, Pong(message.sequence, self.incarnation, now_ms, self._is_neighbour(peer))))
 
     def on_pong(self, peer: NodeId, message: Pong, now_ms: int, out: list[Effect]) -> None:
         self._learn(peer, message, now_ms)
@@ -219,7 +222,7 @@ class Membership:
     def _ping(self, node: NodeId, peer: _Peer, now_ms: int, out: list[Effect]) -> None:
         self._sequence += 1
         peer.pinged_ms = now_ms
-        out.append(SendMessage(node, Ping(self._sequence, self.incarnation, now_ms)))
+        out.append(SendMessage(node, Ping(self._sequence, self.incarnation, now_ms, self._is_neighbour(node))))
 
     def _ask_others(self, node: NodeId, peer: _Peer, now_ms: int, out: list[Effect]) -> None:
         after_ms = now_ms - self._config.suspect_after_ms

@@ -32,17 +32,22 @@ class Message(msgspec.Struct, array_like=True):
 
 
 class Ping(Message, tag=1):
-    """Are you there? `now_ms` is the sender's wall clock."""
+    """Are you there? `now_ms` is the sender's wall clock.
+
+    `neighbour`: whether the receiver is in the sender's active view, so that both ends come to agree on it.
+    """
 
     sequence: Whole
     incarnation: Whole
     now_ms: Whole
+    neighbour: bool | None = None
 
 
 class Pong(Message, tag=2):
     sequence: Whole
     incarnation: Whole
     now_ms: Whole
+    neighbour: bool | None = None
 
 
 class ProbeRequest(Message, tag=3):

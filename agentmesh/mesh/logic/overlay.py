@@ -60,7 +60,7 @@ def keeps_new_connection(
 class _Link:
     entry: PeerEntry
     outbound: bool
-    idle_ms: int  # since when it is nobody's neighbour
+    changed_ms: int  # since when it is a neighbour's, or nobody's
     active: bool = False
     asked_ms: int = 0  # deadline of our unanswered Neighbour or Join; 0: none
     attempts: int = 0
@@ -101,7 +101,9 @@ class Overlay:
 
     def _is_small(self) -> bool:
         seen = len(self._links) + 1
-        return seen < self._config.full_mesh_below and seen + self.book.living(self._links) < self._config.full_mesh_below
+        return (
+            seen < self._config.full_mesh_below and seen + self.book.living(self._links) < self._config.full_mesh_below
+        )
 
     # ------------------------------------------------------------------ links
 
@@ -218,6 +220,17 @@ class Overlay:
         link.told_ms = now_ms
         out.append(SendMessage(peer, Disconnect(True)))
 
+    def on_claim(self, peer: NodeId, neighbour: bool | None, now_ms: int, out: list[Effect]) -> None:
+        """A peer says whether we are its neighbour. Where the two views differ, the link is nobody's."""
+        link = self._links.get(peer)
+        if link is None or neighbour is None or neighbour == link.active:
+            return
+        if neighbour:
+            self.on_stray(peer, now_ms, out)
+        elif now_ms - link.changed_ms >= NEIGHBOUR_TIMEOUT_MS:
+            self._deactivate(peer, link, now_ms)
+            self._seek(now_ms, out)
+
     def on_shuffle(self, peer: NodeId, message: Shuffle, now_ms: int, out: list[Effect]) -> None:
         if self._shuffler.on_shuffle(peer, message, out):
             self._shuffler.integrate((message.origin, *message.entries))
@@ -241,7 +254,7 @@ class Overlay:
         for node, link in list(self._links.items()):
             if link.asked_ms and link.asked_ms <= now_ms:
                 self._ask_again(node, link, now_ms, out)
-            elif not link.active and not link.asked_ms and now_ms - link.idle_ms >= self._config.linger_ms:
+            elif not link.active and not link.asked_ms and now_ms - link.changed_ms >= self._config.linger_ms:
                 closed.append(node)
         for node in closed:
             self._drop_link(node)
@@ -315,8 +328,8 @@ class Overlay:
 
     def _refused(self, node: NodeId, link: _Link, now_ms: int, out: list[Effect]) -> None:
         link.asked_ms = link.attempts = 0
-        link.idle_ms = now_ms
-        self.book.refused(node, _REFUSAL_WAIT_MS, now_ms)
+        link.changed_ms = now_ms
+        self.book.refused(node, _REFUSAL_WAIT_MS if self.active else NEIGHBOUR_TIMEOUT_MS, now_ms)
         if self._dialable_active >= _ROBUST:
             # In a mesh whose views are full somebody is always one short: no reason to dial it from end to end.
             self._seek_ms = now_ms + self._seek_wait_ms
@@ -342,6 +355,7 @@ class Overlay:
         if link.active:
             return
         link.active = True
+        link.changed_ms = now_ms
         self.active[node] = link.entry
         self._dialable_active += link.entry.dialable
         self.book.remove_passive(node)
@@ -351,7 +365,7 @@ class Overlay:
 
     def _deactivate(self, node: NodeId, link: _Link, now_ms: int) -> None:
         link.active = False
-        link.idle_ms = now_ms
+        link.changed_ms = now_ms
         del self.active[node]
         self._dialable_active -= link.entry.dialable
         self.changes.append((node, False))
@@ -372,7 +386,7 @@ class Overlay:
     def _drop_link(self, node: NodeId) -> None:
         link = self._links[node]
         if link.active:
-            self._deactivate(node, link, link.idle_ms)
+            self._deactivate(node, link, link.changed_ms)
         del self._links[node]
 
     def _refresh(self, link: _Link, entry: PeerEntry) -> PeerEntry:

@@ -1,0 +1,18 @@
+"""A thousand nodes on links that lose almost a third of all messages."""
+
+from __future__ import annotations
+
+from tests.sim.broadcast_figures import measure
+
+
+def test_every_post_reaches_a_thousand_nodes_at_thirty_percent_loss() -> None:
+    figures = measure(1_000, loss=0.3, posts=10, seed=1, settle_ms=20_000)
+    print(
+        f"\n{figures.nodes} nodes, {figures.loss:.0%} loss: {figures.copies:.2f} payload copies a node, "
+        f"last hop {figures.last_hop}, {figures.bytes_per_post:,.0f} bytes a node and post, "
+        f"everywhere {figures.everywhere_ms} ms after the last post; idle {figures.idle_bytes_per_s:.0f} B/s a node\n"
+        f"flooding, fan-out 3: {figures.flood.copies_per_node:.1f} copies a node, {figures.flood.rounds} rounds, "
+        f"reached {figures.flood.reached}"
+    )
+    assert figures.copies < 3.0
+    assert figures.copies * 5 < figures.flood.copies_per_node
