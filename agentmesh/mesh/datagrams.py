@@ -14,16 +14,18 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from agentmesh.core.errors import PortInUse, Unreachable
+from agentmesh.mesh.logic.transport_limits import (
+    DATAGRAMS_PER_WAKEUP,
+    MAX_DATAGRAM_BYTES,
+    SEND_QUEUE_DATAGRAMS,
+    SOCKET_BUFFER_BYTES,
+)
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """As the socket module gives it: (host, port), for IPv6 with flow and scope."""
 
 Batch = list[tuple[bytes, SocketAddress]]
 
-MAX_DATAGRAM_BYTES: Final = 65_535
-DATAGRAMS_PER_WAKEUP: Final = 64  # read in one go, then everybody else on the event loop has a turn
-SEND_QUEUE_DATAGRAMS: Final = 1_024  # kept while the kernel's buffer is full; beyond it they are lost, as UDP may
-SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024  # asked for; the kernel grants up to net.core.rmem_max and wmem_max
 _ANY_HOST: Final = ("", "*", "::")
 _WOULD_BLOCK: Final = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
 

@@ -16,11 +16,11 @@ from agentmesh.core.errors import AgentMeshError, NotAdmitted, PortInUse, Stream
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
 from agentmesh.mesh.logic.reasons import clip_reason
+from agentmesh.mesh.logic.transport_limits import MEMORY_WINDOW_BYTES
 from agentmesh.mesh.receive_buffer import ReceiveBuffer
 from agentmesh.mesh.transport import OnConnection
 from agentmesh.mesh.wakeup import Wakeup
 
-WINDOW_BYTES: Final = 256 * 1024  # unread bytes of one stream and direction before its writer waits
 FIRST_EPHEMERAL_PORT: Final = 49_152  # RFC 6335 section 6
 RTT_MS: Final = 0.1
 
@@ -318,7 +318,7 @@ class MemoryStream:
 
     async def write(self, data: bytes) -> None:
         """See Stream."""
-        while self._write_over is None and self._unread_by_far >= WINDOW_BYTES:
+        while self._write_over is None and self._unread_by_far >= MEMORY_WINDOW_BYTES:
             await self._room.wait()
         if self._write_over is not None:
             raise StreamClosed(self._write_over)

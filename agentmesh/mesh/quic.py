@@ -11,6 +11,7 @@ from agentmesh.core.errors import AgentMeshError, NotAdmitted, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.datagrams import SocketAddress, UdpPath, bind_udp, resolve
 from agentmesh.mesh.identity import NodeKey
+from agentmesh.mesh.logic.transport_limits import MAX_ADDRESSES_PER_NAME
 from agentmesh.mesh.quic_endpoint import QuicEndpoint
 from agentmesh.mesh.quic_link import QuicLink
 from agentmesh.mesh.transport import OnConnection
@@ -18,7 +19,6 @@ from agentmesh.mesh.transport import OnConnection
 # TLS alerts are QUIC errors 0x100 to 0x1ff (RFC 9001 section 4.8). Raised on our side while dialling, they mean that the
 # far side did not prove the key of its certificate.
 _TLS_ALERTS = range(0x100, 0x200)
-_MAX_ADDRESSES = 3  # of one host name, tried one after the other
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class QuicTransport:
         assert self._path is not None  # noqa: S101 - opened together with the endpoint
         try:
             async with asyncio.timeout(timeout_s):
-                found = (await resolve(address, self._path.family))[:_MAX_ADDRESSES]
+                found = (await resolve(address, self._path.family))[:MAX_ADDRESSES_PER_NAME]
                 for number, target in enumerate(found):
                     try:
                         async with asyncio.timeout(timeout_s / len(found) if number < len(found) - 1 else None):

@@ -30,11 +30,11 @@ from agentmesh.mesh.datagrams import Batch, DatagramPath, SocketAddress, is_loop
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.gate import HandshakeGate
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS
+from agentmesh.mesh.logic.transport_limits import LOOPBACK_DATAGRAM_BYTES
 from agentmesh.mesh.quic_engine import Engine
 from agentmesh.mesh.quic_link import QuicLink
 from agentmesh.mesh.quic_tls import (
     CONNECTION_ID_BYTES,
-    LOOPBACK_DATAGRAM_BYTES,
     certified_node,
     client_configuration,
     make_certificate,

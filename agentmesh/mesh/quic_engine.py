@@ -32,13 +32,16 @@ from aioquic.quic.stream import QuicStream as EngineStream
 from aioquic.tls import Epoch
 
 from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
+from agentmesh.mesh.logic.transport_limits import (
+    BURST_PACKETS,
+    CONNECTION_WINDOW_BYTES,
+    INITIAL_BURST_PACKETS,
+    PACKETS_PER_TURN,
+    STREAM_WINDOW_BYTES,
+    TIMER_GRANULARITY_S,
+)
 
-STREAM_WINDOW_BYTES: Final = 1024 * 1024  # unread bytes of one stream, once it has shown that it is read
-CONNECTION_WINDOW_BYTES: Final = 4 * 1024 * 1024  # unread bytes of all streams of one connection
-PACKETS_PER_TURN: Final = 64  # built in one go, then everybody else on the event loop has a turn
-TIMER_GRANULARITY_S: Final = 0.002  # what an event loop's timer may be late by
 ROUNDING_S: Final = 1e-9
-INITIAL_BURST_PACKETS: Final = 10  # RFC 9002 section 7.2
 
 
 class Pacer(QuicPacketPacer):
@@ -68,7 +71,9 @@ class Pacer(QuicPacketPacer):
         super().update_rate(congestion_window, smoothed_rtt)
         if self.packet_time is not None:
             self.packet_time /= 1.25  # RFC 9002 section 7.7: a little faster than the window, or it is never used up
-            self.bucket_max = max(INITIAL_BURST_PACKETS * self.packet_time, TIMER_GRANULARITY_S)
+            half_window = congestion_window // (2 * self._datagram_bytes)
+            burst = max(INITIAL_BURST_PACKETS, min(half_window, BURST_PACKETS))
+            self.bucket_max = max(burst * self.packet_time, TIMER_GRANULARITY_S)
 
 
 class Window:

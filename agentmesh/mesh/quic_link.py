@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode
@@ -17,13 +17,10 @@ from aioquic.quic.packet import QuicErrorCode
 from agentmesh.core.errors import StreamClosed
 from agentmesh.mesh.datagrams import SocketAddress, format_address
 from agentmesh.mesh.logic.reasons import clip_reason
-from agentmesh.mesh.quic_engine import PACKETS_PER_TURN, Engine
+from agentmesh.mesh.logic.transport_limits import ACK_EVERY, CLOSE_REPEATS, EARLY_TIMER_S, PACKETS_PER_TURN
+from agentmesh.mesh.quic_engine import Engine
 from agentmesh.mesh.quic_stream import QuicPeerStream
 from agentmesh.mesh.wakeup import Wakeup
-
-CLOSE_REPEATS: Final = 8  # times that a lost CONNECTION_CLOSE is sent again (RFC 9000 section 10.2.1)
-ACK_EVERY: Final = 2  # packets, at most, without an acknowledgement (RFC 9000 section 13.2.2)
-EARLY_TIMER_S: Final = 0.0005  # event loops round timers; one that fires this much early counts as due
 
 
 class LinkOwner(Protocol):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from agentmesh.core.errors import StreamClosed
+from agentmesh.mesh.logic.transport_limits import SEND_BUFFER_BYTES, SEND_RESUME_BYTES
 from agentmesh.mesh.quic_engine import Engine
 from agentmesh.mesh.receive_buffer import ReceiveBuffer
 from agentmesh.mesh.wakeup import Wakeup
 
-SEND_BUFFER_BYTES: Final = 512 * 1024  # written and not yet acknowledged, before a writer waits
-SEND_RESUME_BYTES: Final = SEND_BUFFER_BYTES // 2
 ABORTED: Final = 1  # application error code of RESET_STREAM and STOP_SENDING
 
 

@@ -10,7 +10,7 @@ import datetime
 import ssl
 from typing import Final
 
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -18,19 +18,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
 from agentmesh.mesh.identity import NodeKey
+from agentmesh.mesh.logic.transport_limits import (
+    IDLE_TIMEOUT_S,
+    INITIAL_CONNECTION_WINDOW_BYTES,
+    INITIAL_STREAM_WINDOW_BYTES,
+    INTERNET_DATAGRAM_BYTES,
+    LOOPBACK_DATAGRAM_BYTES,
+)
 
 ALPN: Final = "agentmesh/1"
 CONNECTION_ID_BYTES: Final = 8
-IDLE_TIMEOUT_S: Final = 10.0  # pings pass every second; ten silent seconds mean that the peer or the path is gone
 # Dates that no wrong clock can fall outside of: RFC 5280 section 4.1.2.5 names the second "no expiration".
 VALID_FROM: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 VALID_UNTIL: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
-INITIAL_STREAM_WINDOW_BYTES: Final = 128 * 1024
-INITIAL_CONNECTION_WINDOW_BYTES: Final = 256 * 1024  # all that a peer which is not admitted can make us hold
-INTERNET_DATAGRAM_BYTES: Final = (
-    SMALLEST_MAX_DATAGRAM_SIZE  # passes every path that carries QUIC; there is no path MTU discovery
-)
-LOOPBACK_DATAGRAM_BYTES: Final = 16_000  # the loopback MTU is 65,536; a STREAM frame's two-byte length ends at 16,383
 
 
 def make_certificate(key: NodeKey) -> x509.Certificate:

@@ -15,11 +15,10 @@ import msgspec
 from agentmesh.core.errors import ProtocolError, StreamClosed
 from agentmesh.mesh.logic.frames import LENGTH_BYTES, FrameReader, decode, encode, encode_frame, frame_length
 from agentmesh.mesh.logic.limits import MAX_FRAME_BYTES, STREAM_HEADER_TIMEOUT_MS
+from agentmesh.mesh.logic.transport_limits import MAX_HEADER_BYTES, READ_BYTES
 from agentmesh.mesh.transport import Connection, Stream
 
 STREAM_VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 256  # kind and version take 20 bytes; the rest is for later versions
-READ_BYTES: Final = 64 * 1024  # asked of a stream at once: a frame's reader holds at most this beyond its frame
 
 
 class StreamKind(StrEnum):

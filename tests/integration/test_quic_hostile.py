@@ -18,13 +18,14 @@ from agentmesh.core.errors import StreamClosed
 from agentmesh.mesh import quic_endpoint
 from agentmesh.mesh.datagrams import SocketAddress
 from agentmesh.mesh.logic.limits import MAX_HANDSHAKES_PER_SOURCE
-from agentmesh.mesh.quic import QuicTransport
-from agentmesh.mesh.quic_engine import CONNECTION_WINDOW_BYTES, Engine
-from agentmesh.mesh.quic_tls import (
+from agentmesh.mesh.logic.transport_limits import (
+    CONNECTION_WINDOW_BYTES,
     INITIAL_CONNECTION_WINDOW_BYTES,
     INITIAL_STREAM_WINDOW_BYTES,
-    client_configuration,
 )
+from agentmesh.mesh.quic import QuicTransport
+from agentmesh.mesh.quic_engine import Engine
+from agentmesh.mesh.quic_tls import client_configuration
 from tests.integration.quic_tools import endpoint_of, link_pair, target_of, until
 from tests.integration.transport_pairs import Nodes, open_pair, read_all, read_exactly, two_nodes, within
 

@@ -9,7 +9,7 @@ import pytest
 
 from agentmesh.core.errors import ProtocolError, StreamClosed
 from agentmesh.mesh.logic.limits import MAX_FRAME_BYTES
-from agentmesh.mesh.logic.messages import Goodbye, Ping
+from agentmesh.mesh.logic.messages import Goodbye
 from agentmesh.mesh.streams import FrameStream, StreamHeader, StreamKind, open_framed, read_header
 from tests.integration.transport_pairs import (
     Nodes,
@@ -33,11 +33,11 @@ async def nodes(kind: str) -> AsyncIterator[Nodes]:
 async def test_a_stream_says_its_kind_and_frames_follow(nodes: Nodes) -> None:
     near, far = await nodes.connect()
     frames = await within(open_framed(near, StreamKind.GOSSIP))
-    await frames.write_struct(Ping(1, 2, 3))
+    await frames.write_struct(Goodbye("x"))
     stream = await within(far.accept_stream())
     header = await read_header(stream)
     assert (header, header.known_kind) == (StreamHeader("gossip", 1), StreamKind.GOSSIP)
-    assert await within(FrameStream(stream).read_frame()) == b"\x94\x01\x01\x02\x03"
+    assert await within(FrameStream(stream).read_frame()) == b"\x92\x28\xa1x"
 
 
 async def test_raw_bytes_behind_a_header_are_untouched(nodes: Nodes) -> None:

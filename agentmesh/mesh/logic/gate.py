@@ -8,15 +8,10 @@ one address took 3 to 13 s; with the room 0.2 s).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_SOURCE
-
-STRANGERS: Final = MAX_HANDSHAKES - MAX_HANDSHAKES // 4  # a quarter is kept for the addresses of known members
-MAX_WAITING: Final = (
-    256  # first datagrams from proven addresses: 1,200 bytes each as a rule, at most 16,000, so under 4 MiB
-)
-MAX_WAITING_PER_SOURCE: Final = 64
+from agentmesh.mesh.logic.transport_limits import MAX_WAITING, MAX_WAITING_PER_SOURCE, STRANGERS
 
 T = TypeVar("T")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-MAX_REASON_BYTES: Final = 128
+from agentmesh.mesh.logic.transport_limits import MAX_REASON_BYTES
 
 
 def clip_reason(reason: str) -> str:

@@ -8,9 +8,14 @@ from cryptography import x509
 
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
-from agentmesh.mesh.quic_engine import INITIAL_BURST_PACKETS, PACKETS_PER_TURN, Engine, Pacer, Window
-from agentmesh.mesh.quic_tls import (
+from agentmesh.mesh.logic.transport_limits import (
+    BURST_PACKETS,
+    INITIAL_BURST_PACKETS,
     INITIAL_CONNECTION_WINDOW_BYTES,
+    PACKETS_PER_TURN,
+)
+from agentmesh.mesh.quic_engine import Engine, Pacer, Window
+from agentmesh.mesh.quic_tls import (
     client_configuration,
     make_certificate,
     server_configuration,
@@ -132,19 +137,29 @@ def test_a_window_moves_in_steps_and_doubles_with_use_up_to_its_limit() -> None:
 
 def test_the_pacer_lets_a_burst_pass_and_then_keeps_the_rate() -> None:
     pacer = Pacer(max_datagram_size=1_000)
-    pacer.update_rate(congestion_window=100_000, smoothed_rtt=1.0)  # 125 packets a second with the RFC's quarter on top
+    pacer.update_rate(congestion_window=100_000, smoothed_rtt=1.0)  # 125 packets a second, with the RFC's quarter
     passed, now = 0, 10.0
     while pacer.next_send_time(now) is None:
         pacer.update_after_send(now)
         passed += 1
-    assert passed == INITIAL_BURST_PACKETS
+    assert passed == BURST_PACKETS
     for _ in range(1_000):
         now += 0.01
         while pacer.next_send_time(now) is None:
             pacer.turn_left = PACKETS_PER_TURN
             pacer.update_after_send(now)
             passed += 1
-    assert 1_200 <= passed <= 1_270
+    assert 1_250 <= passed <= 1_250 + BURST_PACKETS + 1
+
+
+def test_a_small_window_is_still_worth_the_first_burst() -> None:
+    pacer = Pacer(max_datagram_size=1_000)
+    pacer.update_rate(congestion_window=4_000, smoothed_rtt=1.0)
+    passed = 0
+    while pacer.next_send_time(10.0) is None:
+        pacer.update_after_send(10.0)
+        passed += 1
+    assert passed == INITIAL_BURST_PACKETS
 
 
 def test_a_turn_is_bounded_however_fast_the_path_is() -> None:
