@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import mcp_types as types
 import pytest
-from mcp import Client
+from mcp import Client, MCPDeprecationWarning
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.fakes.board_node import TOKEN, BoardNode
@@ -131,6 +132,27 @@ async def test_a_client_that_hangs_up_leaves_the_nodes_long_poll(endpoint: Endpo
                 await asyncio.sleep(0.01)
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+async def test_changes_are_told_over_http_in_both_eras(endpoint: Endpoint, node: BoardNode) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def on_message(message: Any) -> None:
+        if isinstance(message, types.ResourceUpdatedNotification):
+            told.put_nowait(message.params.uri)
+
+    older, newer = endpoint.client("legacy"), endpoint.client("auto")
+    older.message_handler = on_message
+    async with asyncio.timeout(WAIT_S), older, newer:
+        with pytest.warns(MCPDeprecationWarning):
+            await older.subscribe_resource("blackboard://topic/acme/shop")
+        async with newer.listen(resource_subscriptions=["blackboard://topic/acme/shop"]) as events:
+            while not any("/events" in target for _, target in node.requests):
+                await asyncio.sleep(0.01)
+            await node.add("elsewhere", topic="acme/api")
+            await node.add("here", topic="acme/shop")
+            assert (await anext(aiter(events))).uri == "blackboard://topic/acme/shop"
+            assert await told.get() == "blackboard://topic/acme/shop"
 
 
 async def test_it_ends_on_sigterm_though_clients_are_connected(endpoint: Endpoint) -> None:
