@@ -90,9 +90,14 @@ def found_mesh(home: Home, key: NodeKey, name: str, policy: Policy, now_ms: int)
     membership = MembershipFile(home, root.public)
     # The key first: a membership without it would be a mesh that cannot be governed.
     root.save(membership.root_key_path)
-    membership.adopt(issue_founding(root.public, root.sign, key.public, now_ms), label)
-    policy_draft = Draft(root, "policy", b"", encode_policy(policy), now_ms + POLICY_LIFETIME_MS)
-    return membership, [policy_draft, membership_draft(key, membership.chain)]
+    chain = issue_founding(root.public, root.sign, key.public, now_ms)
+    membership.adopt(chain, label, founding_policy=encode_policy(policy))
+    return membership, [policy_draft(root, encode_policy(policy), now_ms), membership_draft(key, chain)]
+
+
+def policy_draft(root: NodeKey, policy: bytes, now_ms: int) -> Draft:
+    """The record by which the root key sets the mesh's policy (encoded)."""
+    return Draft(root, "policy", b"", policy, now_ms + POLICY_LIFETIME_MS)
 
 
 def membership_draft(key: NodeKey, chain: Chain) -> Draft:
@@ -203,18 +208,23 @@ class Authority:
         return bool(self.chain) and self._clock.now_ms() >= renewable_from_ms(leaf_of(self.chain))
 
     async def maintain(self) -> Draft | None:
-        """Mend this node's own chain without any peer: by the root key if it is here, or by a voucher that came in.
+        """Mend what this node can mend without any peer; returns a record to publish, one at a time.
 
-        Returns the record to publish when the chain changed.
+        Its own chain, by the root key if that is here or by a voucher that came in; its member record or the founding policy,
+        if the node ended after the membership was written and before they were.
         """
         now_ms, own = self._clock.now_ms(), leaf_of(self.chain)
-        better: Chain | None = None
+        held = self._trust.chain_of(self.key.public)
         if own.is_founder and self.renewal_is_due() and (root := self.membership.root_key()):
-            better = issue_founding(self.membership.mesh, root.sign, self.key.public, now_ms)
-        elif not self._is_good(self.chain, now_ms):
-            held = self._trust.chain_of(self.key.public)
-            better = held if held and held != self.chain and self._is_good(held, now_ms) else None
-        return await self.adopt(better) if better else None
+            return await self.adopt(issue_founding(self.membership.mesh, root.sign, self.key.public, now_ms))
+        if not self._is_good(self.chain, now_ms):
+            return await self.adopt(held) if held and self._is_good(held, now_ms) else None
+        if held is None:
+            return membership_draft(self.key, self.chain)
+        policy = self.membership.founding_policy
+        if policy and not self._trust.has_policy() and (root := self.membership.root_key()):
+            return policy_draft(root, policy, now_ms)
+        return None
 
     async def adopt(self, chain: Chain, mesh_name: str = "") -> Draft:
         """Keep a verified chain as this node's own; returns the record to publish. Raises: StorageError."""

@@ -60,6 +60,7 @@ class _Membership(msgspec.Struct, frozen=True):
     mesh: str
     name: str
     chain: bytes
+    policy: bytes = b""
 
 
 class _Invites(msgspec.Struct, frozen=True):
@@ -84,6 +85,7 @@ class MembershipFile:
         self.folder = home.mesh(encode_id(mesh))
         self.name = ""
         self.chain: Chain = ()
+        self.founding_policy = b""
         self._invites: dict[str, IssuedInvite] | None = None
         self._last_ms = 0
         self._reserved_ms: int | None = None
@@ -118,7 +120,7 @@ class MembershipFile:
                 raise _damaged(opened.folder / "membership.json") from error
             if leaf.mesh != mesh or stored.mesh != encode_id(mesh):
                 raise _damaged(opened.folder / "membership.json")
-            opened.name = stored.name
+            opened.name, opened.founding_policy = stored.name, stored.policy
         return opened
 
     @property
@@ -137,16 +139,19 @@ class MembershipFile:
             raise HomeError("This home has not joined that mesh.")
         return leaf_of(self.chain)
 
-    def adopt(self, chain: Chain, name: str = "") -> None:
+    def adopt(self, chain: Chain, name: str = "", *, founding_policy: bytes = b"") -> None:
         """Keep a chain of our own, and make this the mesh that the home is on. The name stays as it was first learned.
+
+        Args:
+            founding_policy: the encoded policy of a mesh founded here, in case its record is lost before it is stored.
 
         Raises:
             StorageError
         """
-        name = self.name or name
-        stored = _Membership(FILE_VERSION, self.mesh_id, name, encode_chain(chain))
+        name, policy = self.name or name, self.founding_policy or founding_policy
+        stored = _Membership(FILE_VERSION, self.mesh_id, name, encode_chain(chain), policy)
         self._write("membership.json", msgspec.json.encode(stored))
-        self.chain, self.name = chain, name
+        self.chain, self.name, self.founding_policy = chain, name, policy
         self.make_current()
 
     def make_current(self) -> None:

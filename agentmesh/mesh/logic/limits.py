@@ -36,8 +36,8 @@ MAX_CHAIN_BYTES: Final = 32 * KIB
 MAX_CERTIFICATE_LIFETIME_MS: Final = YEAR_MS + DAY_MS  # a member certificate lasts a year; a day of clock slack
 MEMBER_LIFETIME_MS: Final = YEAR_MS
 INVITE_LIFETIME_MS: Final = 7 * DAY_MS  # default of `invite --expires`
-# The last certificate under a revoked key was issued before that key's own certificate ended (one year) and lasts one more.
-REVOCATION_LIFETIME_MS: Final = 2 * YEAR_MS + 2 * DAY_MS
+# Not just two years (a certificate below a revoked key's last one): those below it can go on renewing each other.
+REVOCATION_LIFETIME_MS: Final = 10 * YEAR_MS
 MAX_CLOCK_SKEW_MS: Final = 15 * MINUTE_MS  # a record further in the future is "not yet"
 MAX_TOKEN_CHARS: Final = 16_384  # a token holds at most eight certificates and a few addresses
 MAX_BOOTSTRAP_ADDRESSES: Final = 16

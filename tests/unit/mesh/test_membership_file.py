@@ -55,6 +55,21 @@ def test_the_first_records_of_a_mesh_are_its_policy_and_its_founder(home: Home) 
     assert trust.policy() == policy
 
 
+def test_a_founder_that_ended_before_its_first_records_were_stored_makes_them_again(home: Home) -> None:
+    key, policy = NodeKey.generate(), Policy(posts_per_minute=7)
+    found_mesh(home, key, "home", policy, NOW_MS)
+    membership = MembershipFile.current(home)
+    assert membership is not None
+    trust = Trust(membership.mesh, verify)
+    authority = Authority(key, membership, trust, FakeClock())
+    kinds: list[str] = []
+    while (draft := asyncio.run(authority.maintain())) is not None:
+        kinds.append(draft.kind)
+        trust.consider(draft.build(membership.mesh, NOW_MS), NOW_MS)
+    assert kinds == ["member", "policy"]
+    assert trust.policy() == policy
+
+
 def test_a_home_without_a_mesh_has_none(home: Home) -> None:
     assert MembershipFile.current(home) is None
     assert forget_membership(home) is False
