@@ -92,8 +92,9 @@ class SimNode:
         rng = Random(f"{sim.seed} {self.number} {self.life}")
         self._make_state()
         self.machine = GossipMachine(self.entry, self.index, self.trust, sim.mint.verify, rng=rng, config=sim.config)
-        if not sim.shared_trust:
-            self.create(sim.mint.member_record(self.number))
+        member = sim.mint.member_record(self.number)
+        if not sim.shared_trust and member.id not in self.index:
+            self.create(member)
         self.feed(PeersLearned(tuple(node.entry for node in bootstrap)))
 
     def _make_state(self) -> None:

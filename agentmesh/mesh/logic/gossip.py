@@ -212,7 +212,7 @@ class GossipMachine:
     def _on_created(self, event: RecordCreated, now_ms: int, out: list[Effect]) -> None:
         outcome = self._inbox.own(event.record, self.self_id, now_ms)
         own, outcome.fresh = outcome.fresh, []
-        if not own and event.record.id not in self._inbox.pool:
+        if not (own or outcome.repeats or event.record.id in self._inbox.pool):
             outcome.dropped.setdefault(event.record.id, "it does not count: over quota, or replaced by a newer one")
         self._push(own, None, 1, now_ms, out)
         if own:

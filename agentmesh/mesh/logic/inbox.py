@@ -90,6 +90,9 @@ class Inbox:
     def own(self, record: Record, self_id: NodeId, now_ms: int) -> Outcome:
         """A record that this node made: its signature needs no check, its quota does."""
         outcome = Outcome()
+        if record.id in self._index:
+            outcome.repeats.append(record.id)
+            return outcome
         self._judge(record, self_id, outcome.fresh, now_ms, outcome)
         self._settle(now_ms, outcome)
         return outcome
