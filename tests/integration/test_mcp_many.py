@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from typing import Any
@@ -115,6 +117,23 @@ async def test_posts_while_the_node_stops_and_another_starts_are_made_once(nodes
     await agent.close()
     assert home.node_json()["pid"] != first_pid
     assert texts == Counter(["before", *(f"while it stops {number}" for number in range(posted)), "after"])
+
+
+async def test_posts_while_the_node_is_killed_are_made_once(nodes: Nodes) -> None:
+    """Every post that was acknowledged is there, once, whenever the node died: the key of a repeated post is on disk."""
+    home = nodes.home()
+    agent = await Agent.start(home, "agent")
+    await agent.call("blackboard_post", text="post 0")
+    posted = 1
+    for _ in range(3):
+        posting = asyncio.ensure_future(agent.call("blackboard_post", text=f"post {posted}"))
+        await asyncio.sleep(0.001 * posted)  # in the middle of the call, at a different point each time
+        os.kill(home.node_json()["pid"], signal.SIGKILL)
+        await posting
+        posted += 1
+    texts = Counter(post["text"] for post in await everything(agent))
+    await agent.close()
+    assert texts == Counter(f"post {number}" for number in range(posted))
 
 
 async def test_ten_agents_that_start_together_share_one_node(nodes: Nodes) -> None:

@@ -270,6 +270,30 @@ async def test_a_line_that_is_no_message_is_answered_and_the_next_one_served(nod
             assert (await server.call("ping", {}))["result"] == {}
 
 
+WRONG_CALLS: tuple[Any, ...] = (
+    {},
+    {"name": 5},
+    {"name": "blackboard_feed", "arguments": []},
+    {"name": "blackboard_feed", "arguments": "limit=5"},
+    {"name": "blackboard_feed", "arguments": {}, "_meta": 3},
+    {"arguments": {"text": "x"}},
+    {"name": ""},
+    {"name": "x" * 100_000},
+)
+
+
+async def test_malformed_calls_are_invalid_params_and_the_next_one_is_served(node: BoardNode) -> None:
+    async with serve() as server:
+        await server.initialize()
+        for params in WRONG_CALLS:
+            answer = await server.call("tools/call", params)
+            assert answer["error"]["code"] == -32602
+            assert len(json.dumps(answer)) < 1_000
+        assert (await server.call("no/such/method", {}))["error"]["code"] == -32601
+        assert (await server.feed())["result"]["isError"] is False
+    assert node.posts == []
+
+
 async def test_empty_lines_and_windows_line_ends_are_fine(node: BoardNode) -> None:
     async with serve() as server:
         await server.initialize()
