@@ -28,6 +28,7 @@ from agentmesh.node.options import NodeOptions
 _log = logging.getLogger(__name__)
 
 RETRY_MIN_S: Final = 1.0
+BACKGROUND_JOIN_S: Final = 10.0  # whoever starts a node waits 15 s (control/start.py) and shall hear the reason
 RETRY_MAX_S: Final = 30.0  # whoever waits for the other machine to come up wants to see it soon
 
 
@@ -82,8 +83,12 @@ async def _join(
     while True:
         transport = QuicTransport(key)
         try:
-            joined = await join_mesh(tokens, home, key, transport, clock, name)
+            async with asyncio.timeout(BACKGROUND_JOIN_S if options.background else None):
+                joined = await join_mesh(tokens, home, key, transport, clock, name)
             break
+        except TimeoutError as error:
+            tried = ", ".join(dict.fromkeys(a for t in tokens for entry in t.bootstrap for a in entry.addresses))
+            raise Unreachable(f"None of the mesh's nodes that the invite names answered in time ({tried}).") from error
         except Unreachable as error:
             if options.background:
                 raise
