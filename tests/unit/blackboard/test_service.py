@@ -1,0 +1,436 @@
+"""The service's promises: who may post what, one post per key, nothing unmasked, nothing unread twice or never."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from agentmesh.blackboard.live import TooBusy
+from agentmesh.blackboard.masking import WITHHELD
+from agentmesh.core.errors import Ambiguous, InvalidInput, NotFound, QuotaExceeded, StorageError
+from tests.fakes.board import SECRET, Board, open_board, signed_post
+
+
+async def _unread(board: Board, reader: str = "r", **arguments: object) -> list[str]:
+    page = await board.service.feed(unread_only=True, reader=reader, **arguments)  # type: ignore[arg-type]
+    return [post.text for post in page.posts]
+
+
+# ------------------------------------------------------------------ posting
+
+
+async def test_a_post_is_masked_headed_and_visible_when_post_returns(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        posted = await board.service.post(
+            f"FINDING: [org/repo branch:dev] the password is {SECRET} {SECRET}", author="Ann"
+        )
+        view = await board.service.get(posted.id[:8])
+        assert view.text == "FINDING: [org/repo branch:dev] the password is {{PASSWORD}} {{PASSWORD}}"
+        assert (view.kind, view.topic, view.branch, view.author) == ("FINDING", "org/repo", "dev", "Ann")
+        assert [(r.kind, r.count) for r in posted.redactions] == [("PASSWORD", 2)]
+        assert SECRET.encode() not in board.publisher.published[0].payload
+        assert len(view.node_id) == 52
+
+
+async def test_a_topic_that_is_given_wins_over_the_texts(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        posted = await board.service.post("[org/one branch:x] hi", topic="org/two")
+        view = await board.service.get(posted.id)
+        assert (view.topic, view.branch, view.author) == ("org/two", None, "me")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 4_097, "x" * 17_000, "\ud800", SECRET])
+async def test_a_text_that_is_refused_costs_no_quota_and_leaves_nothing(tmp_path: Path, text: str) -> None:
+    async with open_board(tmp_path, per_minute=1) as board:
+        for _ in range(3):
+            with pytest.raises(InvalidInput):
+                await board.service.post(text)
+        await board.service.post("fine")
+        assert await board.service.count() == 1
+
+
+async def test_an_author_name_over_its_minute_is_told_when_to_try_again_and_others_go_on(tmp_path: Path) -> None:
+    async with open_board(tmp_path, per_minute=2) as board:
+        await board.service.post("one", author="Ann")
+        board.clock.now += 20_000
+        await board.service.post("two", author="ann")
+        with pytest.raises(QuotaExceeded, match="try again in 40 s"):
+            await board.service.post("three", author="Ann")
+        await board.service.post("one", author="Bob")
+        board.clock.now += 40_001
+        await board.service.post("three", author="Ann")
+
+
+async def test_an_authors_minute_survives_a_restart(tmp_path: Path) -> None:
+    async with open_board(tmp_path, per_minute=1) as board:
+        key, clock = board.key, board.clock
+        await board.service.post("one", author="Ann")
+    async with open_board(tmp_path, key=key, clock=clock, per_minute=1) as board:
+        with pytest.raises(QuotaExceeded):
+            await board.service.post("two", author="Ann")
+
+
+async def test_a_node_over_quota_is_refused_before_anything_is_signed(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        board.publisher.quota = 0
+        with pytest.raises(QuotaExceeded, match="try again in 30 s"):
+            await board.service.post("one")
+        assert board.publisher.published == []
+
+
+async def test_the_same_key_gets_the_same_answer_and_one_post_also_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    text = f"note {SECRET}"
+    async with open_board(tmp_path) as board:
+        key, clock = board.key, board.clock
+        answers = await asyncio.gather(*(board.service.post(text, idempotency_key="k") for _ in range(10)))
+        assert all(answer == answers[0] for answer in answers)
+    async with open_board(tmp_path, key=key, clock=clock) as board:
+        assert await board.service.post(text, idempotency_key="k") == answers[0]
+        assert await board.service.count() == 1
+        other = await board.service.post(text, idempotency_key="k2")
+        assert other.id != answers[0].id
+        with pytest.raises(InvalidInput, match="used for another post"):
+            await board.service.post("something else", idempotency_key="k")
+
+
+async def test_a_key_whose_first_attempt_failed_may_be_used_again(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        board.publisher.quota = 0
+        with pytest.raises(QuotaExceeded):
+            await board.service.post("one", idempotency_key="k")
+        board.publisher.quota = 5
+        await board.service.post("one", idempotency_key="k")
+        assert await board.service.count() == 1
+
+
+async def test_a_post_of_ours_that_comes_back_from_a_peer_still_answers_its_key(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    async with open_board(first) as board:
+        posted = await board.service.post("one", idempotency_key="k")
+        record, key, clock = board.publisher.published[0], board.key, board.clock
+    async with open_board(second, key=key, clock=clock) as board:
+        await board.see(record)
+        assert (await board.service.post("one", idempotency_key="k")).id == posted.id
+        assert await board.service.count() == 1
+
+
+async def test_a_failing_disk_gives_the_place_in_the_minute_back(tmp_path: Path) -> None:
+    async with open_board(tmp_path, per_minute=1) as board:
+        connection = board.store._database._connection
+        assert connection is not None
+        connection.execute("PRAGMA query_only = 1")
+        with pytest.raises(StorageError, match="read-only"):
+            await board.service.post("one")
+        connection.execute("PRAGMA query_only = 0")
+        await board.service.post("one")
+
+
+async def test_replies_may_come_before_their_post_and_short_ids_must_be_found(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        question = board.peer_post("QUESTION: why?", hours_ago=1)
+        await board.service.post("because", reply_to=question.id.hex())
+        with pytest.raises(NotFound):
+            await board.service.post("because", reply_to=question.id.hex()[:8])
+        await board.see(question)
+        assert (await board.service.unanswered()).posts == ()
+        await board.service.post("because", reply_to=question.id.hex()[:8])
+        thread = await board.service.thread(question.id.hex()[:8])
+        assert [post.text for post in thread.posts] == ["because", "because", "QUESTION: why?"]
+        reply = thread.posts[0].id
+        assert (await board.service.thread(reply)).posts == thread.posts
+
+
+# ------------------------------------------------------------------ questions and claims
+
+
+async def test_a_question_is_unanswered_until_a_reply_and_again_when_the_reply_is_gone(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        question = await board.service.post("QUESTION: [org/repo] why do widgets wobble?")
+        reply = await board.service.post("they are round", reply_to=question.id)
+        assert (await board.service.search("widgets", unanswered=True)).posts == ()
+        await board.service.retract(reply.id)
+        assert [p.id for p in (await board.service.search("widgets", unanswered=True)).posts] == [question.id]
+        assert [p.id for p in (await board.service.feed(unanswered=True, topic="org/repo")).posts] == [question.id]
+        assert (await board.service.feed(unanswered=True, kind="TIP")).posts == ()
+
+
+async def test_a_poster_is_shown_overlapping_claims_of_others_the_same_question_and_the_thread(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.see(
+            board.peer_post("CLAIM: [org/repo] I am changing src/billing/**"),
+            board.peer_post("CLAIM: [org/repo] I am changing docs/**"),
+            board.peer_post("QUESTION: how does the invoice scheduler restart?"),
+        )
+        claim = await board.service.post("CLAIM: [org/repo] src/billing/invoice.py", author="Ann")
+        assert [p.text for p in claim.related] == ["CLAIM: [org/repo] I am changing src/billing/**"]
+        again = await board.service.post("CLAIM: [org/repo] src/billing/invoice.py", author="Ann")
+        assert [p.author for p in again.related] == ["peer"]
+        question = await board.service.post("QUESTION: does the invoice scheduler ever restart itself?")
+        assert [p.text for p in question.related] == ["QUESTION: how does the invoice scheduler restart?"]
+        reply = await board.service.post("never", reply_to=question.related[0].id)
+        assert [p.id for p in reply.related] == [question.related[0].id]
+        assert (await board.service.post("a plain note about invoice")).related == ()
+
+
+@pytest.mark.parametrize(
+    ("done", "ends"),
+    [
+        ("DONE: [org/repo] src/billing/** is finished", True),
+        ("DONE: [org/repo] all of it", True),
+        ("DONE: [org/repo] docs/x.md", False),
+        ("DONE: [org/other] all of it", False),
+        ("STATUS: [org/repo] nearly", False),
+    ],
+)
+async def test_a_claim_stands_until_its_own_author_is_done(tmp_path: Path, done: str, ends: bool) -> None:
+    async with open_board(tmp_path) as board:
+        claim = await board.service.post("CLAIM: [org/repo] src/billing/**", author="Ann")
+        await board.service.post(done, author="Bob")
+        assert [c.id for c in await board.service.claims()] == [claim.id]
+        ended = await board.service.post(done, author="Ann")
+        assert (await board.service.claims() == ()) == ends
+        if ends:
+            await board.service.retract(ended.id)
+            assert [c.id for c in await board.service.claims()] == [claim.id]
+
+
+async def test_a_done_that_arrives_before_its_claim_ends_it_all_the_same(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        claim = board.peer_post("CLAIM: [org/repo] src/**", hours_ago=2)
+        done = board.peer_post("finished: DONE", hours_ago=1)
+        done = signed_post(board.peer, "DONE: yes", done.timestamp_ms, reply_to=claim.id)
+        await board.see(done)
+        await board.see(claim)
+        assert await board.service.claims() == ()
+
+
+# ------------------------------------------------------------------ what peers wrote
+
+
+async def test_a_peers_secret_is_kept_for_replication_and_never_shown_or_found(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        record = board.peer_post(f"login with {SECRET} please")
+        await board.see(record)
+        assert (await board.store.load([record.id]))[0] == record.signed
+        assert [p.text for p in (await board.service.search("login")).posts] == ["login with {{PASSWORD}} please"]
+        assert (await board.service.search(SECRET)).posts == ()
+
+
+async def test_a_text_that_cannot_be_checked_is_withheld_and_its_neighbours_are_shown(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.see(board.peer_post("one"), board.peer_post("two [stall] secret", hours_ago=1))
+        assert [p.text for p in (await board.service.feed()).posts] == ["one", WITHHELD]
+        assert (await board.service.search("stall")).posts == ()
+
+
+async def test_storing_does_not_wait_for_masking_and_a_restart_goes_on_with_it(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        key, clock = board.key, board.clock
+        board.scrubber.gate.clear()
+        await board.arrive(*(board.peer_post(f"post {i}") for i in range(200)))
+        assert await board.store.count() == 0
+        await board.service.close()
+    async with open_board(tmp_path, key=key, clock=clock) as board:
+        await board.service.settled()
+        assert await board.service.count() == 200
+
+
+async def test_a_post_dropped_while_it_was_masked_stays_gone(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        board.scrubber.gate.clear()
+        record = board.peer_post("gone before it was seen")
+        await board.arrive(record)
+        await board.store.drop([record.id])
+        board.scrubber.gate.set()
+        await board.see(board.peer_post("later"))
+        assert [p.text for p in (await board.service.feed()).posts] == ["later"]
+
+
+# ------------------------------------------------------------------ retracting
+
+
+async def test_only_this_nodes_posts_can_be_retracted_and_then_they_are_gone_at_once(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        mine = await board.service.post("[org/mine] oops")
+        theirs = board.peer_post("not yours")
+        await board.see(theirs)
+        with pytest.raises(InvalidInput, match="another node"):
+            await board.service.retract(theirs.id.hex())
+        await board.service.retract(mine.id[:8])
+        with pytest.raises(NotFound):
+            await board.service.retract(mine.id)
+        assert [p.text for p in (await board.service.feed()).posts] == ["not yours"]
+        assert await board.service.topics() == ()
+        assert [a.name for a in await board.service.authors()] == ["peer"]
+
+
+# ------------------------------------------------------------------ unread
+
+
+async def test_unread_shows_everything_once_newest_first_page_by_page_across_restarts(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        key, clock = board.key, board.clock
+        await board.see(*(board.peer_post(f"old {i}", hours_ago=i + 1) for i in range(25)))
+        first = await _unread(board, limit=10)
+        assert len(first) == 10
+    async with open_board(tmp_path, key=key, clock=clock) as board:
+        await board.see(board.peer_post("new but dated earlier", hours_ago=40))
+        second = await _unread(board, limit=10)
+        third = await _unread(board, limit=10)
+        assert "new but dated earlier" in second
+        assert sorted(first + second + third) == sorted([f"old {i}" for i in range(25)] + ["new but dated earlier"])
+        assert await _unread(board) == []
+        assert len(await _unread(board, "someone else", limit=200)) == 26
+
+
+async def test_filters_have_unread_positions_of_their_own(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.see(board.peer_post("[org/a] one"), board.peer_post("[org/b] two", hours_ago=1))
+        assert await _unread(board, topic="org/a") == ["[org/a] one"]
+        assert len(await _unread(board)) == 2
+        assert await _unread(board, topic="org/a") == []
+        assert await _unread(board, topic="org/b") == ["[org/b] two"]
+
+
+async def test_calls_of_one_reader_at_once_are_never_given_the_same_post(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.see(*(board.peer_post(f"post {i}", hours_ago=i) for i in range(30)))
+        pages = await asyncio.gather(*(_unread(board, limit=5) for _ in range(8)))
+        assert sorted(text for page in pages for text in page) == sorted(f"post {i}" for i in range(30))
+
+
+async def test_a_reader_far_behind_a_busy_board_misses_and_repeats_nothing(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        seen: list[str] = []
+        for turn in range(80):
+            await board.see(*(board.peer_post(f"post {turn}.{i}") for i in range(3)))
+            seen += await _unread(board, limit=2)
+        while page := await _unread(board, limit=50):
+            seen += page
+        assert sorted(seen) == sorted(f"post {turn}.{i}" for turn in range(80) for i in range(3))
+
+
+async def test_unread_needs_to_know_who_reads(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        with pytest.raises(InvalidInput, match="who reads"):
+            await board.service.feed(unread_only=True)
+
+
+# ------------------------------------------------------------------ waiting
+
+
+async def test_a_long_poll_wakes_on_a_post_that_fits_and_on_no_other(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.see(board.peer_post("[org/a] there already"))
+        waiting = asyncio.ensure_future(board.service.feed(topic="org/a", wait_seconds=50))
+        while not board.service._live._waiters:
+            await asyncio.sleep(0)
+        await board.service.post("[org/b] not this")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await board.service.post("[org/a] this")
+        page = await asyncio.wait_for(waiting, 10)
+        assert [p.text for p in page.posts] == ["[org/a] this", "[org/a] there already"]
+
+
+async def test_a_wait_for_unread_answers_at_once_when_there_is_some_and_empty_when_the_time_is_over(
+    tmp_path: Path,
+) -> None:
+    async with open_board(tmp_path) as board:
+        await board.service.post("there")
+        assert await asyncio.wait_for(_unread(board, wait_seconds=50), 10) == ["there"]
+        assert await asyncio.wait_for(_unread(board, wait_seconds=0.01), 10) == []
+        waiting = asyncio.ensure_future(_unread(board, wait_seconds=50))
+        while not board.service._live._waiters:
+            await asyncio.sleep(0)
+        await board.service.post("next")
+        assert await asyncio.wait_for(waiting, 10) == ["next"]
+
+
+async def test_too_many_waiting_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentmesh.blackboard.live.MAX_WAITERS", 0)
+    async with open_board(tmp_path) as board:
+        with pytest.raises(TooBusy):
+            await board.service.feed(wait_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"limit": 0},
+        {"limit": 201},
+        {"wait_seconds": 56},
+        {"wait_seconds": -1},
+        {"wait_seconds": float("nan")},
+        {"since_hours": 0},
+        {"since_hours": float("inf")},
+        {"kind": "RUMOUR"},
+        {"topic": "a b"},
+        {"cursor": "nonsense"},
+        {"author": "\ud800"},
+        {"thread": "zz"},
+    ],
+)
+async def test_arguments_that_cannot_be_used_are_refused_with_a_sentence(
+    tmp_path: Path, arguments: dict[str, object]
+) -> None:
+    async with open_board(tmp_path) as board:
+        with pytest.raises(InvalidInput):
+            await board.service.feed(**arguments)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ following
+
+
+async def test_a_follower_sees_posts_and_retractions_and_resumes_where_it_stopped(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        events = board.service.events()
+        assert await anext(events) is None
+        posted = await board.service.post("one")
+        event = await asyncio.wait_for(anext(events), 10)
+        assert event is not None and event.post is not None
+        assert (event.event, event.post.text) == ("post", "one")
+        await board.service.retract(posted.id)
+        gone = await asyncio.wait_for(anext(events), 10)
+        assert gone is not None and gone.post is not None
+        assert (gone.event, gone.post.id) == ("retracted", posted.id)
+        await events.aclose()
+        assert board.service._live.subscribers == 0
+        await board.service.post("two")
+        resumed = board.service.events(event.id)
+        assert await anext(resumed) is None
+        again = await asyncio.wait_for(anext(resumed), 10)
+        assert again is not None and again.post is not None and again.post.text == "two"
+        await board.service.post("three")
+        live = await asyncio.wait_for(anext(resumed), 10)
+        assert live is not None and live.post is not None and live.post.text == "three"
+        await resumed.aclose()
+
+
+async def test_a_follower_that_does_not_keep_up_is_dropped_and_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.blackboard.live.SUBSCRIBER_QUEUE", 3)
+    async with open_board(tmp_path) as board:
+        events = board.service.events()
+        await anext(events)
+        for i in range(6):
+            await board.service.post(f"post {i}")
+        kinds = [event.event async for event in events if event is not None]
+        assert kinds[-1] == "dropped"
+        assert len(kinds) == 3
+        assert board.service._live.subscribers == 0
+
+
+async def test_ambiguous_short_ids_are_named(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    async with open_board(tmp_path) as board:
+        ids = [bytes.fromhex(text.ljust(32, "0")) for text in ("abcd1", "abcd2")]
+        await board.see(*(replace(board.peer_post(f"post {i}"), id=id_) for i, id_ in enumerate(ids)))
+        with pytest.raises(Ambiguous, match="give more characters"):
+            await board.service.post("hm", reply_to="abcd")
