@@ -188,6 +188,15 @@ def source_of(address: SocketAddress) -> str:
     return str(host)
 
 
+def source_of_text(address: str) -> str:
+    """The source of an address as `Connection.remote_address` gives it; other texts are sources of their own."""
+    try:
+        host, port = split_address(address)
+        return source_of((host, port))
+    except (Unreachable, ValueError):
+        return address
+
+
 def is_loopback(address: SocketAddress) -> bool:
     """Whether the address is this machine's own loopback."""
     host = ipaddress.ip_address(address[0].partition("%")[0])

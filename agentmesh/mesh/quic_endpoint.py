@@ -28,7 +28,7 @@ from cryptography import x509
 
 from agentmesh.mesh.datagrams import Batch, DatagramPath, SocketAddress, is_loopback, source_of
 from agentmesh.mesh.identity import NodeKey
-from agentmesh.mesh.logic.gate import HandshakeGate
+from agentmesh.mesh.logic.handshake_gate import HandshakeGate
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS
 from agentmesh.mesh.logic.transport_limits import LOOPBACK_DATAGRAM_BYTES
 from agentmesh.mesh.quic_engine import Engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentmesh.mesh.logic.gate import HandshakeGate
+from agentmesh.mesh.logic.handshake_gate import HandshakeGate
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_SOURCE
 from agentmesh.mesh.logic.reasons import clip_reason
 from agentmesh.mesh.logic.transport_limits import MAX_REASON_BYTES, MAX_WAITING, MAX_WAITING_PER_SOURCE, STRANGERS
