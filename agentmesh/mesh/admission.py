@@ -213,7 +213,8 @@ class Admission:
         except TimeoutError as error:
             raise Unreachable(SILENT) from error
         publish = None
-        if welcomed.granted:
+        # A member takes another chain only in need: a peer could hand it a lesser one, with itself above it.
+        if welcomed.granted and (token is not None or not self.authority.chain_is_good()):
             publish = await self.authority.adopt(welcomed.granted, welcomed.mesh_name)
         facts = welcomed.facts
         return Admitted(
@@ -277,17 +278,23 @@ class Admission:
             CapabilityError: what it sent is no good.
             ProtocolError, StreamClosed, Unreachable, StorageError
         """
-        return await self._adopt_answer(await ask(stream, Renew(self.authority.chain)))
+        leaf = self._check_answer(chain := await ask(stream, Renew(self.authority.chain)))
+        own = leaf_of(self.authority.chain)
+        kept = (leaf.via, leaf.vouched_by, leaf.line, leaf.depth, leaf.may_invite)
+        if kept != (own.via, own.vouched_by, own.line, own.depth, own.may_invite) or leaf.expires_ms <= own.expires_ms:
+            raise ProtocolError("The peer gave this node another membership instead of renewing its own.")
+        return await self.authority.adopt(chain)
 
-    async def request_voucher(self, stream: Stream) -> Draft:
-        """Ask a peer that knew this node to vouch for it. As request_renewal."""
-        return await self._adopt_answer(await ask(stream, Vouch(self.authority.chain)))
+    async def request_voucher(self, stream: Stream) -> Draft | None:
+        """Ask a peer that knew this node to vouch for it. As request_renewal; None if that has become needless."""
+        self._check_answer(chain := await ask(stream, Vouch(self.authority.chain)))
+        return None if self.authority.chain_is_good() else await self.authority.adopt(chain)
 
-    async def _adopt_answer(self, chain: Chain) -> Draft:
+    def _check_answer(self, chain: Chain) -> Certificate:
         leaf = self._trust.check_presented(chain, self._clock.now_ms())
         if leaf.subject != self.authority.key.public:
             raise ProtocolError("The peer gave this node somebody else's membership.")
-        return await self.authority.adopt(chain)
+        return leaf
 
     # -------------------------------------------------------------- small steps
 

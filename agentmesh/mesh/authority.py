@@ -217,7 +217,7 @@ class Authority:
         held = self._trust.chain_of(self.key.public)
         if own.is_founder and self.renewal_is_due() and (root := self.membership.root_key()):
             return await self.adopt(issue_founding(self.membership.mesh, root.sign, self.key.public, now_ms))
-        if not self._is_good(self.chain, now_ms):
+        if not self.chain_is_good():
             return await self.adopt(held) if held and self._is_good(held, now_ms) else None
         if held is None:
             return membership_draft(self.key, self.chain)
@@ -231,6 +231,10 @@ class Authority:
         async with self._writing:
             await asyncio.to_thread(self.membership.adopt, chain, mesh_name)
         return membership_draft(self.key, chain)
+
+    def chain_is_good(self) -> bool:
+        """Whether this node's own chain is within its time and untouched by the revocations known here."""
+        return bool(self.chain) and self._is_good(self.chain, self._clock.now_ms())
 
     def _is_good(self, chain: Chain, now_ms: int) -> bool:
         try:

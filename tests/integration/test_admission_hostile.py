@@ -16,14 +16,16 @@ from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.certificate import (
     JOIN_CONSENT_PREFIX,
     JOIN_INVITE_PREFIX,
+    Chain,
     JoinProof,
     join_statement,
 )
 from agentmesh.mesh.logic.control_messages import ForwardJoin, Renew
 from agentmesh.mesh.logic.handshake_messages import RefusedByPeer
+from agentmesh.mesh.logic.issuing import issue_voucher
 from agentmesh.mesh.logic.token import decode_token
 from agentmesh.mesh.streams import StreamKind, open_framed
-from tests.fakes.admission_world import WAIT_S, World
+from tests.fakes.admission_world import NOW_MS, WAIT_S, World
 
 
 @pytest.fixture
@@ -134,3 +136,29 @@ async def test_a_node_that_leaves_in_the_middle_is_forgotten(world: World) -> No
     connection.close("changed my mind")
     await _until(lambda: bool(founder.errors))
     assert isinstance(founder.errors[-1], StreamClosed)
+
+
+async def test_a_member_in_good_standing_takes_no_other_chain_from_a_peer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    founder = await world.found()
+    ann = await world.member("ann", founder)
+    cat = await world.member("cat", ann)
+    own = cat.membership.chain
+    lesser = issue_voucher(own, founder.membership.chain, founder.key.sign, [ann.public], NOW_MS)
+
+    async def hand_out(_: object) -> Chain:
+        return lesser
+
+    monkeypatch.setattr(founder.admission, "_for_member", hand_out)
+    admitted = await cat.dial(founder)
+    assert admitted.publish is None
+    assert cat.membership.chain == own
+
+    world.clock.ms += 200 * DAY_MS
+    monkeypatch.setattr(founder.admission._service, "_renew", lambda peer, chain: lesser)
+    stream = await cat.reach(founder.public)
+    assert stream is not None
+    with pytest.raises(ProtocolError, match="instead of renewing"):
+        await cat.admission.request_renewal(stream)
+    assert cat.membership.chain == own

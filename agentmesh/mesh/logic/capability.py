@@ -277,7 +277,7 @@ def _check_renewal(c: Certificate, issuer: Certificate, older: Certificate | Non
 def _check_voucher(c: Certificate, issuer: Certificate, older: Certificate | None) -> None:
     if older is None or older.role is not Role.MEMBER or older.subject != c.subject:
         raise InvalidChain("A voucher does not show its subject's certificate.")
-    _require(older.issued_ms - MAX_CLOCK_SKEW_MS <= c.issued_ms, "A voucher is older than what it vouches for.")
+    _check_valid_then(c, older, "older certificate")
     spared = frozenset(c.spared)
     # Serials are 16 bytes and stay: revoking an invite spares nobody whom it admitted.
     _require(all(key in older.lineage and len(key) == len(c.mesh) for key in c.spared), "A voucher spares a stranger.")

@@ -151,6 +151,8 @@ def issue_voucher(older_chain: Chain, issuer_chain: Chain, sign: Sign, spared: C
         CannotIssue: this member may not invite, stands below the subject or a spared key, or the chain would be too long.
     """
     older, issuer = leaf_of(older_chain), _inviting(issuer_chain, now_ms)
+    if now_ms >= older.expires_ms:
+        raise CannotIssue("The certificate has expired; its holder needs a new invite.")
     dropped = tuple(key for key in older.lineage if key in spared)
     above = (*issuer.lineage, issuer.subject)
     if older.subject in above or any(key in above for key in dropped):
