@@ -297,9 +297,9 @@ def _add_listing(router: APIRouter, service: BlackboardService) -> None:
     async def events(  # pyright: ignore[reportUnusedFunction]
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> Response:
-        return StreamingResponse(
-            _sse(service.events(last_event_id)), media_type="text/event-stream", headers=_SSE_HEADERS
-        )
+        stream = service.events(last_event_id)
+        await anext(stream)  # subscribes: whoever is one too many is told so, before the answer begins
+        return StreamingResponse(_sse(stream), media_type="text/event-stream", headers=_SSE_HEADERS)
 
 
 async def _sse(events: AsyncGenerator[BoardEvent | None, None]) -> AsyncIterator[bytes]:
