@@ -12,7 +12,13 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("agentmesh.mesh.logic.limits", "agentmesh.blackboard.logic.limits")
+MODULES = (
+    "agentmesh.mesh.logic.limits",
+    "agentmesh.mesh.logic.transport_limits",
+    "agentmesh.blackboard.logic.limits",
+    "agentmesh.blackboard.logic.scrub_limits",
+    "agentmesh.blackboard.logic.mcp_limits",
+)
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: Final)?(?:\[[a-z]+\])? = [^#]*?(?:#\s*(.*))?$")
 _SECTION = re.compile(r"^# -{5,} (.+)$")
 

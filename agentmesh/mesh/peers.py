@@ -6,8 +6,8 @@ State: what each admitted peer said of itself, and whether this node seems diala
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,15 +16,17 @@ from agentmesh.core.errors import PeerError, StorageError, TokenError, Unreachab
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission, Admitted
 from agentmesh.mesh.authority import Draft
+from agentmesh.mesh.datagrams import source_of_text
 from agentmesh.mesh.dialing import dial_first
 from agentmesh.mesh.driver import GossipDriver
 from agentmesh.mesh.interfaces import interface_addresses, interface_networks
 from agentmesh.mesh.links import Link, LinkHandlers
 from agentmesh.mesh.logic.addresses import dial_order, split_address
 from agentmesh.mesh.logic.events import NodeId, PeersLearned
-from agentmesh.mesh.logic.gate import HandshakeGate
+from agentmesh.mesh.logic.handshake_gate import HandshakeGate
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS
 from agentmesh.mesh.logic.messages import PeerEntry
+from agentmesh.mesh.logic.transport_limits import MAX_WAITING, MAX_WAITING_PER_SOURCE
 from agentmesh.mesh.membership_file import KnownPeer
 from agentmesh.mesh.transport import Connection, Stream, Transport
 
@@ -66,6 +68,7 @@ class Peers:
         self._publish = publish
         self._gate: HandshakeGate[None] = HandshakeGate()
         self._room = asyncio.Condition()
+        self._waiting: Counter[str] = Counter()
         self._tasks = TaskSet("peers")
         self._known_hosts: set[str] = set()
         self._was_dialled = False
@@ -83,7 +86,7 @@ class Peers:
 
     async def on_connection(self, connection: Connection) -> None:
         """An incoming connection, from its first byte to its end."""
-        host = _host_of(connection)
+        host = source_of_text(connection.remote_address)
         if not await self._enter(host):
             connection.close("too many handshakes at once")
             return
@@ -101,12 +104,20 @@ class Peers:
         await self._run(connection, admitted)
 
     async def _enter(self, host: str) -> bool:
-        """Wait for a place among the handshakes. The transport bounds how many connections can wait here."""
+        """Wait for a place among the handshakes, if not too many wait already."""
         known = self.is_known_source(host)
-        with contextlib.suppress(TimeoutError):
+        if self._waiting.total() >= MAX_WAITING or self._waiting[host] >= MAX_WAITING_PER_SOURCE:
+            return False
+        self._waiting[host] += 1
+        try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_MS / 1000), self._room:
                 return await self._room.wait_for(lambda: self._gate.enter(host, known=known))
-        return False
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting[host] -= 1
+            if not self._waiting[host]:
+                del self._waiting[host]
 
     async def dial(self, node: NodeId, addresses: tuple[str, ...]) -> None:
         """Connect to a member and be admitted; its link then runs by itself. Raises: PeerError."""
@@ -149,7 +160,7 @@ class Peers:
         if len(self.facts) >= MAX_REMEMBERED and admitted.node not in self.facts:
             del self.facts[next(iter(self.facts))]
         seen = connection.remote_address
-        self._known_hosts.add(_host_of(connection))
+        self._known_hosts.add(source_of_text(connection.remote_address))
         if len(self._known_hosts) > MAX_REMEMBERED:
             self._known_hosts.clear()
         self.facts[admitted.node] = PeerFacts(
@@ -180,10 +191,3 @@ class Peers:
             KnownPeer(node, facts.name, facts.addresses, facts.dialable, facts.seen_ms)
             for node, facts in self.facts.items()
         )
-
-
-def _host_of(connection: Connection) -> str:
-    try:
-        return split_address(connection.remote_address)[0]
-    except ValueError:
-        return connection.remote_address
