@@ -13,6 +13,7 @@ from agentmesh.core.errors import AgentMeshError, NotAdmitted, ProtocolError, To
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from agentmesh.mesh.logic.certificate import Chain, Role, leaf_of
 from agentmesh.mesh.logic.clocks import ClockView, clock_complaint
+from agentmesh.mesh.logic.control_messages import parse_answer, parse_request
 from agentmesh.mesh.logic.handshake import (
     ClientConfig,
     ClientHandshake,
@@ -366,6 +367,16 @@ def test_any_bytes_end_the_handshake_with_our_own_errors(data: bytes, after: int
         parse_message(data)
     except ProtocolError:
         return
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_as_a_control_request_or_answer_raise_only_our_own_errors(data: bytes) -> None:
+    for parse in (parse_request, parse_answer):
+        try:
+            parse(data)
+        except ProtocolError:
+            continue
 
 
 def test_a_welcome_out_of_turn_is_not_taken() -> None:

@@ -42,6 +42,7 @@ from agentmesh.mesh.logic.certificate import (
     assemble,
     beside,
     decode_chain,
+    digest_of,
     encode_chain,
     join_statement,
     merge,
@@ -87,16 +88,20 @@ class CertificateCache:
 
     def __init__(self, limit: int = CACHED_CERTIFICATES) -> None:
         self._limit = limit
-        self._known: dict[bytes, Certificate] = {}
+        self._known: dict[bytes, SignedCertificate] = {}
 
-    def get(self, digest: bytes) -> Certificate | None:
-        return self._known.get(digest)
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._known
 
-    def add(self, digest: bytes, certificate: Certificate) -> None:
+    def add(self, digest: bytes, signed: SignedCertificate) -> None:
         if len(self._known) >= self._limit:
             for old in list(self._known)[: self._limit // 2]:
                 del self._known[old]
-        self._known[digest] = certificate
+        self._known[digest] = signed
+
+    def share(self, chain: Chain) -> Chain:
+        """An equal chain whose certificates are those remembered here: thousands of chains hold their inviters' once."""
+        return tuple(self._known.get(digest_of(signed), signed) for signed in chain)
 
 
 def verify_chain(
@@ -142,9 +147,9 @@ def verify_lineage(chain: Chain, mesh: bytes, verify: Verify, *, cache: Certific
     cache = cache or CertificateCache()
     # Reversed, because what a certificate rests on must be verified before it.
     for node in _bottom_up(nodes, leaf):
-        if cache.get(node.digest) is None:
+        if node.digest not in cache:
             _check(node, nodes, mesh, verify)
-            cache.add(node.digest, node.certificate)
+            cache.add(node.digest, node.signed)
         elif node.certificate.mesh != mesh:
             raise ForeignChain
     return nodes[leaf].certificate

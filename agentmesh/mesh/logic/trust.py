@@ -144,7 +144,8 @@ class Trust:
             return TrustVerdict(Outcome.REFUSED, error.message)
         except EarlyChain as error:
             return TrustVerdict(Outcome.NOT_YET, error.message)
-        held = Held(record.id, record.author, subject, record.timestamp_ms, record.expires_ms, leaf, chain)
+        shared = self._cache.share(chain)
+        held = Held(record.id, record.author, subject, record.timestamp_ms, record.expires_ms, leaf, shared)
         if not self._book.is_newer(held):
             return TrustVerdict(Outcome.REFUSED, "a newer record is known")
         self._settle()
