@@ -74,7 +74,6 @@ class AddressBook:
         known.keep = True
         known.failures = known.retry_ms = known.lost_ms = 0
         self._known[entry.node] = self._known.pop(entry.node)
-        self._trim_known()
 
     def add_passive(self, entry: PeerEntry) -> None:
         """HyParView's passive view; dialable nodes displace others, a known ghost stays out."""
@@ -104,13 +103,13 @@ class AddressBook:
 
     # ------------------------------------------------------------------ what became of it
 
-    def failed(self, node: NodeId, isolated: bool, now_ms: int) -> None:
+    def failed(self, node: NodeId, now_ms: int) -> None:
         """A dial failed: try later, and no longer count it among the living."""
         known = self._known.get(node)
         if known is None:
             return
         known.failures += 1
-        known.retry_ms = now_ms + self._backoff_ms(known.failures, isolated)
+        known.retry_ms = now_ms + _backoff_ms(known.failures, DIAL_BACKOFF_MAX_MS)
         if known.keep and not known.lost_ms:
             known.lost_ms = now_ms
         if known.failures >= _GHOST_FAILURES:
@@ -186,22 +185,19 @@ class AddressBook:
         early_ms = 0
         if isolated and known.failures:
             # Backoff that grew while there were others to talk to does not bind a node that is alone.
-            early_ms = max(0, self._backoff_ms(known.failures, False) - self._backoff_ms(known.failures, True))
+            waiting_ms = _backoff_ms(known.failures, DIAL_BACKOFF_MAX_MS)
+            early_ms = waiting_ms - _backoff_ms(known.failures, ISOLATED_BACKOFF_MAX_MS)
         return known.entry.dialable and bool(known.entry.addresses) and known.retry_ms - early_ms <= now_ms
-
-    def _backoff_ms(self, failures: int, isolated: bool) -> int:
-        ceiling_ms = ISOLATED_BACKOFF_MAX_MS if isolated else DIAL_BACKOFF_MAX_MS
-        return min(ceiling_ms, DIAL_BACKOFF_MIN_MS * 2 ** min(failures, 16))
 
     def _remember(self, entry: PeerEntry) -> Known:
         known = self._known.get(entry.node)
         if known is None:
+            self._trim_known(KNOWN_PEERS - 1)
             known = self._known[entry.node] = Known(entry)
-            self._trim_known()
         return known
 
-    def _trim_known(self) -> None:
-        while len(self._known) > KNOWN_PEERS:
+    def _trim_known(self, count: int) -> None:
+        while len(self._known) > count:
             victim = next((n for n, k in self._known.items() if not k.bootstrap and n not in self._passive), None)
             if victim is None:  # a thousand bootstrap entries: the oldest goes
                 victim = next(iter(self._known))
@@ -216,6 +212,10 @@ class AddressBook:
             others = list(self._passive)
         self.remove_passive(others[self._rng.randrange(len(others))])
         return True
+
+
+def _backoff_ms(failures: int, ceiling_ms: int) -> int:
+    return min(ceiling_ms, DIAL_BACKOFF_MIN_MS * 2 ** min(failures, 16))
 
 
 def _sanitised(entry: PeerEntry) -> PeerEntry | None:

@@ -140,7 +140,7 @@ class Overlay:
     def dial_failed(self, node: NodeId, now_ms: int, out: list[Effect]) -> None:
         if self._dialling.pop(node, None) is None or node in self._links:
             return
-        self.book.failed(node, not self.active, now_ms)
+        self.book.failed(node, now_ms)
         self._seek(now_ms, out)
 
     # ------------------------------------------------------------------ messages
