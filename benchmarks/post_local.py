@@ -113,9 +113,9 @@ async def main() -> None:
         if not options.scrub:
             await run(Path(folder), options.posts, NoScrubber())
             return
-        from agentmesh.blackboard.scrub import ScrubPool
+        from agentmesh.blackboard.scrub import ScrubPool, machine_context
 
-        pool = ScrubPool()
+        pool = ScrubPool(machine_context())
         try:
             await run(Path(folder), options.posts, pool)
         finally:

@@ -1,19 +1,19 @@
 """Masks what peers wrote before anyone sees it: takes stored posts in the order of their arrival, in batches.
 
 Storing does not wait for this, so a flood from a peer costs the scrubber time and nobody else. What cannot be checked is
-shown without its text. State: whether there is work; it lives in the database, so a restart goes on where this ended.
+shown without its text and tried again. State: whether there is work; it lives in the database, so a restart goes on where this ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from agentmesh.blackboard.logic.limits import SCRUB_BATCH, SCRUB_RETRY_MS
+from agentmesh.blackboard.logic.limits import MASKING_AGAIN_MS, SCRUB_BATCH, SCRUB_RETRY_MS
 from agentmesh.blackboard.logic.post import PostPayload, decode_post
 from agentmesh.blackboard.logic.query import PostRow
 from agentmesh.blackboard.ports import TextScrubber
@@ -38,6 +38,7 @@ class Masking:
         self._work = asyncio.Event()
         self._work.set()  # what waited when the node last ended
         self._idle = asyncio.Event()
+        self._withheld = True  # perhaps, from the last run
 
     def kick(self) -> None:
         """There may be posts to mask."""
@@ -49,28 +50,49 @@ class Masking:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Mask for ever."""
+        """Mask for ever; what could not be checked is tried again a few times."""
         while True:
-            await self._work.wait()
-            self._work.clear()
             try:
-                while batch := await self._store.waiting(SCRUB_BATCH):
-                    await self._show(batch)
-            except AgentMeshError as error:
-                _log.warning("posts of peers wait to be shown: %s", error)
-                await asyncio.sleep(SCRUB_RETRY_MS / 1000)
-                self._work.set()
+                async with asyncio.timeout(MASKING_AGAIN_MS / 1000 if self._withheld else None):
+                    await self._work.wait()
+            except TimeoutError:
+                await self._guarded(self._try_again)
                 continue
-            if not self._work.is_set():
+            self._work.clear()
+            if await self._guarded(self._mask_all) and not self._work.is_set():
                 self._idle.set()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await work()
+        except AgentMeshError as error:
+            _log.warning("posts of peers wait to be shown: %s", error)
+            await asyncio.sleep(SCRUB_RETRY_MS / 1000)
+            self._work.set()
+            return False
+        return True
+
+    async def _mask_all(self) -> None:
+        while batch := await self._store.waiting(SCRUB_BATCH):
+            await self._show(batch)
+
+    async def _try_again(self) -> None:
+        batch = await self._store.waiting(SCRUB_BATCH, again=True)
+        self._withheld = bool(batch)
+        if batch:
+            await self._show(batch)
 
     async def _show(self, batch: Sequence[Waiting]) -> None:
         payloads = [_payload_of(post) for post in batch]
         scrubbed = await self._scrubber.scrub_many([payload.text for payload in payloads])
         rows: list[PostRow] = []
+        withheld: list[bytes] = []
         for post, payload, masked in zip(batch, payloads, scrubbed, strict=True):
             rows.append(draft(post, payload, WITHHELD if masked is None else masked.text))
-        await self._store.show(rows)
+            if masked is None:
+                withheld.append(post.id)
+        await self._store.show(rows, frozenset(withheld))
+        self._withheld = self._withheld or bool(withheld)
 
 
 def _payload_of(post: Waiting) -> PostPayload:

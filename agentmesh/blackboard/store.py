@@ -152,13 +152,13 @@ class BlackboardStore:
 
     # ------------------------------------------------------------------ masking what peers wrote
 
-    async def waiting(self, limit: int) -> list[Waiting]:
-        """Posts of peers that are not shown yet, longest waiting first."""
-        return await self._database.read(lambda c, _: store_read.waiting(c, limit))
+    async def waiting(self, limit: int, *, again: bool = False) -> list[Waiting]:
+        """Posts of peers that are not shown yet, longest waiting first; `again`: those shown without their text."""
+        return await self._database.read(lambda c, _: store_read.waiting(c, limit, again=again))
 
-    async def show(self, posts: Sequence[PostRow]) -> None:
-        """Make masked posts visible; those dropped meanwhile stay gone."""
-        visible = await self._database.write(lambda c: store_write.show_posts(c, posts))
+    async def show(self, posts: Sequence[PostRow], withheld: frozenset[bytes] = frozenset()) -> None:
+        """Make masked posts visible; those dropped meanwhile stay gone. `withheld` ids are to be tried again."""
+        visible = await self._database.write(lambda c: store_write.show_posts(c, posts, withheld))
         if visible:
             self.on_visible(visible)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentmesh.blackboard.logic.limits import MAX_NAMES, MAX_OPEN_CLAIMS, MIN_ID_PREFIX
+from agentmesh.blackboard.logic.limits import MASKING_ATTEMPTS, MAX_NAMES, MAX_OPEN_CLAIMS, MIN_ID_PREFIX
 from agentmesh.blackboard.logic.query import Filters, PostRow, quoted
 from agentmesh.blackboard.logic.unread import Unread, decode_unread
 from agentmesh.blackboard.store_search import places_of_thread
@@ -60,10 +60,13 @@ def load_index(connection: sqlite3.Connection) -> tuple[list[StoredEntry], list[
     return [StoredEntry(*row) for row in entries], [Tombstone(*row) for row in tombstones]
 
 
-def waiting(connection: sqlite3.Connection, limit: int) -> list[Waiting]:
-    """The posts that wait longest to be masked and shown."""
+def waiting(connection: sqlite3.Connection, limit: int, *, again: bool = False) -> list[Waiting]:
+    """The posts that wait longest to be masked and shown; `again`: those that could not be checked a few times."""
+    tried = f"waiting BETWEEN 2 AND {MASKING_ATTEMPTS}" if again else "waiting = 1"
     rows = connection.execute(
-        "SELECT id, author, timestamp_ms, expires_ms, body FROM records WHERE waiting ORDER BY seq LIMIT ?", (limit,)
+        "SELECT id, author, timestamp_ms, expires_ms, body FROM records"  # noqa: S608 - numbers of our own
+        f" WHERE waiting AND {tried} ORDER BY waiting, seq LIMIT ?",
+        (limit,),
     )
     return [Waiting(*row) for row in rows]
 

@@ -126,13 +126,24 @@ def _bound_tombstones(connection: sqlite3.Connection, ids: Sequence[bytes]) -> N
 # ------------------------------------------------------------------ posts
 
 
-def show_posts(connection: sqlite3.Connection, posts: Iterable[PostRow]) -> list[PostRow]:
-    """Make masked posts of peers visible, unless they are gone or visible already."""
+def show_posts(
+    connection: sqlite3.Connection, posts: Iterable[PostRow], withheld: frozenset[bytes] = frozenset()
+) -> list[PostRow]:
+    """Make masked posts of peers visible, unless they are gone or visible already.
+
+    Those `withheld` could not be checked and are shown without their text: `records.waiting` counts the attempts.
+    """
     visible: list[PostRow] = []
     for post in posts:
-        waiting = connection.execute("UPDATE records SET waiting = 0 WHERE id = ? AND waiting", (post.id,)).rowcount
-        if waiting:
-            visible.append(insert_post(connection, post))
+        attempts = "waiting + 1" if post.id in withheld else "0"
+        changed = connection.execute(
+            f"UPDATE records SET waiting = {attempts} WHERE id = ? AND waiting RETURNING waiting",  # noqa: S608
+            (post.id,),
+        ).fetchone()
+        if changed is None or changed[0] > 2:
+            continue  # gone, or still without its text
+        remove_post(connection, post.id)  # it was shown without its text before
+        visible.append(insert_post(connection, post))
     return visible
 
 

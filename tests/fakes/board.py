@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentmesh.blackboard.logic.post import POST, RETRACTION, PostPayload, encode_post, read_heading
+from agentmesh.blackboard.ports import TextScrubber
 from agentmesh.blackboard.service import BlackboardService
 from agentmesh.blackboard.store import BlackboardStore
 from agentmesh.core.errors import InvalidInput, QuotaExceeded
@@ -43,12 +44,13 @@ class MaskedText:
 
 
 class FakeScrubber:
-    """Masks `hunter2`; refuses a text that is nothing else; cannot check a text that says `[stall]`."""
+    """Masks `hunter2`; refuses a text that is nothing else; cannot check a text that says `[stall]`, `stalls` times."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
-        self.broken = False
+        self.stalls = 10**9
+        self.asked: list[str] = []
 
     def _mask(self, text: str) -> MaskedText:
         count = text.count(SECRET)
@@ -62,7 +64,14 @@ class FakeScrubber:
 
     async def scrub_many(self, texts: Sequence[str]) -> list[MaskedText | None]:
         await self.gate.wait()
-        return [None if "[stall]" in text else self._mask(text) for text in texts]
+        return [self._mask_or_stall(text) for text in texts]
+
+    def _mask_or_stall(self, text: str) -> MaskedText | None:
+        self.asked.append(text)
+        if "[stall]" in text and self.stalls > 0:
+            self.stalls -= 1
+            return None
+        return self._mask(text)
 
 
 def signed_post(
@@ -146,28 +155,33 @@ class Board:
 
 @asynccontextmanager
 async def open_board(
-    folder: Path, *, key: NodeKey | None = None, clock: FakeClock | None = None, per_minute: int = 10**6
+    folder: Path,
+    *,
+    key: NodeKey | None = None,
+    clock: FakeClock | None = None,
+    per_minute: int = 10**6,
+    scrubber: TextScrubber | None = None,
 ) -> AsyncIterator[Board]:
     """A board on the database in `folder`; opened again with the same key it is the same node after a restart."""
-    key, clock, scrubber = key or NodeKey.generate(), clock or FakeClock(), FakeScrubber()
+    key, clock, fake = key or NodeKey.generate(), clock or FakeClock(), FakeScrubber()
     store = BlackboardStore(folder / "blackboard.db", key.public, clock)
     publisher = FakePublisher(store, key, clock)
     service = BlackboardService(
         store=store,
-        scrubber=scrubber,
+        scrubber=scrubber or fake,
         publisher=publisher,
         clock=clock,
         own_node=key.public,
         author_posts_per_minute=lambda: per_minute,
         default_author="me",
     )
-    board = Board(store, service, publisher, scrubber, clock, key)
+    board = Board(store, service, publisher, fake, clock, key)
     store.on_reset = board.resets.append
     await store.open()
     await service.start()
     try:
         yield board
     finally:
-        scrubber.gate.set()
+        fake.gate.set()
         await service.close()
         await store.close()

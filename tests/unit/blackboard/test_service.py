@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from agentmesh.blackboard.live import TooBusy
+from agentmesh.blackboard.logic.scrub_machine import ScrubContext
 from agentmesh.blackboard.masking import WITHHELD
+from agentmesh.blackboard.scrub import ScrubPool
 from agentmesh.core.errors import Ambiguous, InvalidInput, NotFound, QuotaExceeded, StorageError
 from tests.fakes.board import SECRET, Board, open_board, signed_post
 
@@ -225,6 +227,46 @@ async def test_a_text_that_cannot_be_checked_is_withheld_and_its_neighbours_are_
         await board.see(board.peer_post("one"), board.peer_post("two [stall] secret", hours_ago=1))
         assert [p.text for p in (await board.service.feed()).posts] == ["one", WITHHELD]
         assert (await board.service.search("stall")).posts == ()
+
+
+async def test_a_withheld_text_appears_when_it_can_be_checked_and_is_unread_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.blackboard.masking.MASKING_AGAIN_MS", 5)
+    async with open_board(tmp_path) as board:
+        board.scrubber.stalls = 2
+        await board.see(board.peer_post("[stall] once"))
+        assert await _unread(board) == [WITHHELD]
+        assert await asyncio.wait_for(_unread(board, wait_seconds=20), 30) == ["[stall] once"]
+        assert await board.service.count() == 1
+
+
+async def test_a_text_that_never_can_be_checked_is_tried_a_few_times_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.blackboard.masking.MASKING_AGAIN_MS", 1)
+    async with open_board(tmp_path) as board:
+        await board.see(board.peer_post("[stall] always"))
+        while board.service._masking._withheld:
+            await asyncio.sleep(0)
+        assert board.scrubber.asked == ["[stall] always"] * 4
+        assert [p.text for p in (await board.service.feed()).posts] == [WITHHELD]
+
+
+async def test_the_real_scrubber_masks_what_is_posted_and_what_arrives(tmp_path: Path) -> None:
+    token = "ghp_" + "aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5"
+    pool = ScrubPool(ScrubContext())
+    try:
+        async with open_board(tmp_path, scrubber=pool) as board:
+            posted = await board.service.post(f"the deploy used {token} today, please rotate it")
+            assert token not in (await board.service.get(posted.id)).text
+            assert sum(r.count for r in posted.redactions) == 1
+            await board.see(board.peer_post(f"and mine was {token} as well, sorry", hours_ago=1))
+            texts = [p.text for p in (await board.service.feed()).posts]
+            assert len(texts) == 2
+            assert not any(token in text or text == WITHHELD for text in texts)
+    finally:
+        await pool.close()
 
 
 async def test_storing_does_not_wait_for_masking_and_a_restart_goes_on_with_it(tmp_path: Path) -> None:
