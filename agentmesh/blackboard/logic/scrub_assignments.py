@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from agentmesh.blackboard.logic.redaction import Finding
+from agentmesh.blackboard.logic.scrub_limits import MAX_JUDGED_CHARS
 from agentmesh.blackboard.logic.secret_names import HINTS, NameClass, classify, words_of
 from agentmesh.blackboard.logic.secret_values import (
     class_changes,
+    is_call,
     is_code,
     is_path,
     looks_like_password,
@@ -23,12 +25,31 @@ from agentmesh.blackboard.logic.secret_values import (
 
 ASSIGNMENT_RANK: Final = 40
 _MAX_VALUE_CHARS: Final = 4096
+_UNJUDGED_CHARS: Final = 64  # how much of a value is masked once the budget is spent
 
-# key, what closes its quotes or index, a type, an operator. The key is possessive: each identifier is read once.
+
+class _Budget:
+    """Characters that may still be judged in one text. `token=token=token=…` holds values within values: judging each would be
+    quadratic (5 s at 16 KiB). Beyond four times the longest text every value that a name announces is masked unseen."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+# key, what closes its quotes or index, an operator. The key is possessive: each identifier is read once.
 _SITE: Final = re.compile(
     r"(?<![A-Za-z0-9_])(?P<key>[A-Za-z_][A-Za-z0-9_.\-]{1,63}+)(?P<close>\\{0,2}[\"'`]?[\])]?)"
-    r"(?:[ \t]{0,2}:[ \t]{0,2}&?(?:'static )?[A-Za-z_][A-Za-z0-9_.<>|?\[\]]{0,40}+(?=[ \t]{0,4}=))?"
     r"[ \t]{0,16}(?P<op>:=|=>|[?|!+]{0,2}={1,3}|::?|,|>)(?![=:])[ \t]{0,16}",
+    re.ASCII,
+)
+_TYPE: Final = re.compile(
+    r"&?(?:'static )?[A-Za-z_][A-Za-z0-9_.<>|?\[\]]{0,40}+(?:[ \t]{1,4}=(?!=)[ \t]{0,4}|=(?=[\"']))", re.ASCII
+)
+_IS: Final = re.compile(
+    r"(?<![A-Za-z0-9_])(?P<key>[A-Za-z][A-Za-z0-9_-]{3,63}+)[ \t](?:is|was|->)(?: now)?[ \t]{1,2}(?=\S)", re.ASCII
+)
+_VARIABLE: Final = re.compile(
+    r"\bvariable \"(?P<key>[A-Za-z_][A-Za-z0-9_-]{1,63}+)\"\s{0,4}\{[^}\n]{0,100}\n?[^}\n]{0,100}default\s{0,4}=\s{0,4}",
     re.ASCII,
 )
 _PAIR: Final = re.compile(
@@ -37,7 +58,7 @@ _PAIR: Final = re.compile(
 )
 _FLAG: Final = re.compile(r"(?<![A-Za-z0-9_-])--?(?P<key>[A-Za-z][A-Za-z0-9_-]{2,40}+)[ \t]{1,4}(?=[^\s-])", re.ASCII)
 _SET: Final = re.compile(
-    r"(?:^|[\n;&|])[ \t>$#+]{0,8}(?:ENV|ARG|SetEnv|setx|setenv|set -gx|set -x|set -Ux|LABEL)[ \t]{1,4}(?P<key>[A-Za-z_][A-Za-z0-9_]{2,63}+)[ \t]{1,4}",
+    r"(?<![A-Za-z0-9_-])(?:ENV|ARG|SetEnv|setx|setenv|set -gx|set -x|set -Ux|LABEL)[ \t]{1,4}(?P<key>[A-Za-z_][A-Za-z0-9_]{2,63}+)[ \t]{1,4}",
     re.ASCII,
 )
 
@@ -57,22 +78,28 @@ def find_assignments(text: str) -> Iterator[Finding]:
     lower = text.lower()
     if not any(hint in lower for hint in HINTS):
         return
+    budget = _Budget(MAX_JUDGED_CHARS)
     for match in _SITE.finditer(text):
         name_class = classify(match["key"])
         if name_class is not None and not _is_list_of_words(match):
-            yield from _judged(text, match["key"], name_class, match.end(), match["op"])
+            kind = _TYPE.match(text, match.end()) if match["op"] == ":" else None
+            yield from _judged(text, match["key"], name_class, kind.end() if kind else match.end(), match["op"], budget)
     if "value" in lower:
-        yield from _sites(text, _PAIR)
+        yield from _sites(text, _PAIR, budget)
     if "-" in text:
-        yield from _sites(text, _FLAG)
-    yield from _sites(text, _SET)
+        yield from _sites(text, _FLAG, budget)
+    if " is " in text or " was " in text or "->" in text:
+        yield from _sites(text, _IS, budget)
+    if "variable" in text:
+        yield from _sites(text, _VARIABLE, budget)
+    yield from _sites(text, _SET, budget)
 
 
-def _sites(text: str, pattern: re.Pattern[str]) -> Iterator[Finding]:
+def _sites(text: str, pattern: re.Pattern[str], budget: _Budget) -> Iterator[Finding]:
     for match in pattern.finditer(text):
         name_class = classify(match["key"].rpartition(":")[2])
         if name_class is not None:
-            yield from _judged(text, match["key"], name_class, match.end(), "=")
+            yield from _judged(text, match["key"], name_class, match.end(), "=", budget)
 
 
 def _is_list_of_words(match: re.Match[str]) -> bool:
@@ -80,18 +107,24 @@ def _is_list_of_words(match: re.Match[str]) -> bool:
     return match["op"] == "," and not match["close"].strip("])")
 
 
-def _judged(text: str, key: str, name_class: NameClass, position: int, operator: str) -> Iterator[Finding]:
+def _judged(
+    text: str, key: str, name_class: NameClass, position: int, operator: str, budget: _Budget
+) -> Iterator[Finding]:
     if name_class is NameClass.PHRASE:
         opening = _OPENING.match(text, position)
         phrase = _PHRASE.match(text, opening.end() if opening else position)
         if phrase is not None:
             yield Finding("SEED_PHRASE", *phrase.span(), ASSIGNMENT_RANK)
         return
-    span = read_value(text, position)
+    span = read_value(text, position, _MAX_VALUE_CHARS if budget.left > 0 else _UNJUDGED_CHARS)
     if span is None:
         return
     start, end, quoted = span
-    if operator == "," and not quoted:
+    if operator == "," and not (quoted and looks_random(text[start:end])):
+        return
+    budget.left -= end - start
+    if budget.left < 0:
+        yield Finding(kind_of(key, name_class), start, end, ASSIGNMENT_RANK)
         return
     cast = _CASTS.match(text, start, end)
     if cast is not None and end - cast.end() >= 6:
@@ -100,11 +133,11 @@ def _judged(text: str, key: str, name_class: NameClass, position: int, operator:
         yield Finding(kind_of(key, name_class), start, end, ASSIGNMENT_RANK)
 
 
-def read_value(text: str, position: int) -> tuple[int, int, bool] | None:
+def read_value(text: str, position: int, limit: int = _MAX_VALUE_CHARS) -> tuple[int, int, bool] | None:
     """Where the value that begins at `position` starts and ends, and whether it was quoted; None: there is none."""
     opening = _OPENING.match(text, position)
     if opening is None:
-        bare = _BARE.match(text, position)
+        bare = _BARE.match(text, position, position + limit)
         if bare is None:
             return None
         end = bare.end()
@@ -112,7 +145,7 @@ def read_value(text: str, position: int) -> tuple[int, int, bool] | None:
             end -= 1
         return (position, end, False) if end > position else None
     quote, start = opening[1], opening.end()
-    stop = min(len(text), start + _MAX_VALUE_CHARS)
+    stop = min(len(text), start + limit)
     line_end = text.find("\n", start, stop)
     if line_end >= 0 and len(quote) < 3:
         stop = line_end
@@ -129,7 +162,7 @@ def is_secret_value(value: str, key: str, name_class: NameClass, *, quoted: bool
     """Whether this value under this name is a secret, rather than code, a setting or a stand-in for one."""
     if len(value) < 6 or stands_for_a_secret(value) or value.startswith(("{{", "os.environ", "process.env")):
         return False
-    if not quoted and is_code(value):
+    if not quoted and (is_call(value) or (is_code(value) and class_changes(value) < max(4, len(value) // 5))):
         return False
     if looks_random(value):
         return not is_path(value)

@@ -40,7 +40,9 @@ _JWT: Final = re.compile(
 )
 _JWT_HEADER_FIELDS: Final = ("alg", "enc", "typ", "kid", "cty", "jku")
 
-_URL_USER: Final = re.compile(r"://([^\s:@/\"'<>`?#\\|{}()]{0,100}):([^\s/\"'<>`?\\]{1,256})@(?=[\w\[$\{<.-])")
+_URL_USER: Final = re.compile(
+    r"://([^\s:@/\"'<>`?#\\|{}()]{0,100}):((?:[^\s/\"'<>`?\\]|\?(?=@)){1,256})@(?=[\w\[$\{<.-])"
+)
 _URL_TOKEN: Final = re.compile(r"://([A-Za-z0-9_-]{20,256}+)@")
 _URL_PASSWORD_STOPS: Final = frozenset(
     "pass password passwd pwd secret pw token x-oauth-basic x-token-auth user username p pswd mypassword".split()

@@ -12,6 +12,7 @@ MAX_REPLY_BYTES: Final = (
     256 * 1024
 )  # a worker's answer: every 4 bytes of a 16 KiB text as a 40-byte placeholder, and the frame
 
+MAX_JUDGED_CHARS: Final = 64 * 1024  # of values behind secret names in one text: four times the longest, some 20 ms
 MAX_ROUNDS: Final = (
     8  # masking can uncover a new match beside a placeholder; 2 rounds are usual, 3 the most seen in tests
 )

@@ -65,7 +65,7 @@ _IPV4: Final = re.compile(
     r"(?<![\w.-])(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?![\w]|\.[0-9]|-[A-Za-z0-9])"
 )
 _IPV6: Final = re.compile(
-    r"(?<![\w:.])[23][0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,7}[0-9a-f]{0,4}(?![\w:.])", re.IGNORECASE | re.ASCII
+    r"(?<![\w:.])[23][0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,7}[0-9a-f]{0,4}(?![\w.]|:\w)", re.IGNORECASE | re.ASCII
 )
 _MAC: Final = re.compile(
     r"(?<![\w:-])(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5}|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4})(?![\w:-]|\.\w)",
@@ -198,12 +198,15 @@ def _ip_addresses(text: str) -> Iterator[Finding]:
                 yield Finding("IP_ADDRESS", *match.span(), PEOPLE_RANK)
     if text.count(":") >= 2:
         for match in _IPV6.finditer(text):
+            written = match[0] if match[0].endswith("::") else match[0].rstrip(":")
             try:
-                address = ipaddress.IPv6Address(match[0])
+                address = ipaddress.IPv6Address(written)
             except ValueError:
                 continue
+            if written.endswith("::") and text[match.end() : match.end() + 1] == "/":  # a network's name, not a host's
+                continue
             if address.is_global and not any(address in network for network in _DOCUMENTATION_V6):
-                yield Finding("IP_ADDRESS", *match.span(), PEOPLE_RANK)
+                yield Finding("IP_ADDRESS", match.start(), match.start() + len(written), PEOPLE_RANK)
 
 
 def _is_public_v4(text: str, match: re.Match[str]) -> bool:

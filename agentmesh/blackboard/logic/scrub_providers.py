@@ -172,7 +172,7 @@ _MODELS: Final = (
     ),
     # Also the form of DeepSeek, Moonshot, DashScope and others that follow OpenAI's.
     Provider(
-        "OPENAI_KEY", ("sk-",), r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z]{0,31}[0-9])[A-Za-z0-9]{32,128}+(?![A-Za-z0-9_-])"
+        "OPENAI_KEY", ("sk-",), r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z]{0,127}[0-9])[A-Za-z0-9]{32,128}+(?![A-Za-z0-9_-])"
     ),
     Provider("GROQ_KEY", ("gsk_",), _B + r"gsk_[A-Za-z0-9]{40,64}+"),
     Provider("XAI_KEY", ("xai-",), _B + r"xai-[A-Za-z0-9]{60,128}+"),

@@ -104,7 +104,7 @@ def classify(identifier: str) -> NameClass | None:
         last in {"phrase", "words"} and before in {"seed", "recovery", "mnemonic"}
     ):
         return NameClass.PHRASE
-    if last in _PASSWORD_WORDS:
+    if last in _PASSWORD_WORDS or last.endswith(("password", "passwd", "passphrase")):
         return None if before in _NOT_BEFORE and before not in {"root", "user"} else NameClass.PASSWORD
     return NameClass.TOKEN if _is_token_name(words, last, before) else None
 
@@ -120,7 +120,7 @@ def _is_token_name(words: list[str], last: str, before: str) -> bool:
         return len(words) == 1 or before in {"http", "npm", "basic", "registry"}
     if last == "id":
         return before == "session"
-    return last in {"session", "cookie", "dsn"} and len(words) == 1
+    return last == "dsn" and len(words) == 1
 
 
 def names_a_secret(variable: str) -> bool:

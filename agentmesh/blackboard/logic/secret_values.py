@@ -11,7 +11,7 @@ from typing import Final
 
 # Texts that stand for a secret in documentation and templates.
 _STANDS_FOR: Final = re.compile(
-    r"your|example|change[-_]?me|replace|insert|placeholder|redacted|dummy|sample|xxxx|\*\*\*|\.\.\.|…|\$\{|\$\(|\{\{|%\(|%s|<[^>]*>|todo|fixme|"
+    r"your|example|change[-_]?me|replace|insert|placeholder|redacted|dummy|sample|xxxx|\*\*\*|\.\.\.|…|\$\{|\$\(|\{\{|^%s$|%\(|<[^>]*>|todo|fixme|"
     r"not[-_ ]?set|not[-_ ]?a[-_ ]|goes[-_]?here|_here$|put[-_]|my[-_]?(?:secret|password|token|api|key)|(?<![a-z0-9])foo(?:bar)?(?![a-z0-9])|lorem|"
     r"n/?a$|none$|null|undefined|secret[-_]?(?:key|token|name|value)?$|pass(?:word|wd)?$|token$|string$|^12345678|abcdefgh|deadbeef|0000000",
     re.IGNORECASE | re.ASCII,
@@ -21,6 +21,7 @@ _CODE: Final = re.compile(
     r"[$%@&*]?(?:[A-Za-z_][A-Za-z0-9_]*(?:\.|->|::|\?\.))+[A-Za-z_][A-Za-z0-9_]*!?|\$[A-Za-z_{(].*|%[A-Za-z_]+%|[A-Za-z_.]*[(\[{].*|[A-Z][A-Z_]*[A-Z_]|[a-z_]+(?:_[a-z]+)+[0-9]?",
     re.ASCII | re.DOTALL,
 )
+_CALL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*[(\[]", re.ASCII)
 _WORDY: Final = re.compile(r"[A-Za-z]{2,}(?:[-_./: ][A-Za-z]{1,})*[0-9]{0,3}", re.ASCII)
 _PATH: Final = re.compile(
     r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\][\w.@+-]*(?:[/\\][\w.@+ -]*)*|[\w-]+(?:/[\w.-]+)+\.\w{1,5}", re.ASCII
@@ -47,6 +48,11 @@ def stands_for_a_secret(value: str) -> bool:
 def is_code(value: str) -> bool:
     """Whether an unquoted value is an expression that names or fetches something, not the thing itself."""
     return _CODE.fullmatch(value) is not None
+
+
+def is_call(value: str) -> bool:
+    """Whether an unquoted value calls or indexes something: `base64.b64encode(x`, `secrets[0]`."""
+    return _CALL.match(value) is not None
 
 
 def class_changes(value: str) -> int:

@@ -1,0 +1,73 @@
+"""What providers' credentials look like, as (provider, template). More than 120 providers and forms.
+
+Owns data only. Templates are those of alphabet.py.
+"""
+
+from __future__ import annotations
+
+WITH_PREFIX: tuple[tuple[str, str], ...] = (
+    ("github-pat", "ghp_<an:36>"), ("github-oauth", "gho_<an:36>"), ("github-user", "ghu_<an:36>"), ("github-server", "ghs_<an:36>"),
+    ("github-refresh", "ghr_<an:76>"), ("github-fine-grained", "github_pat_<an:22>_<an:59>"), ("gitlab-pat", "glpat-<url:20>"),
+    ("gitlab-routable", "glpat-<url:27-60>.<low:2><low:7>"), ("gitlab-deploy", "gldt-<url:20>"), ("gitlab-runner", "glrt-<url:20>"),
+    ("gitlab-trigger", "glptt-<hex:40>"), ("gitlab-ci-job", "glcbt-<an:2>_<url:20>"), ("gitlab-oauth", "gloas-<hex:64>"),
+    ("gitlab-runner-registration", "GR1348941<url:20>"), ("bitbucket-app-password", "ATBB<an:32>"), ("atlassian", "ATATT3xFfGF0<url:171>=<HEX:8>"),
+    ("sourcegraph", "sgp_<hex:40>"), ("npm", "npm_<an:36>"), ("pypi", "pypi-AgEIcHlwaS5vcmc<url:120-180>"), ("rubygems", "rubygems_<hex:48>"),
+    ("crates-io", "cio<an:32>"), ("nuget", "oy2<low:43>"), ("clojars", "CLOJARS_<hex:60>"), ("docker-pat", "dckr_pat_<url:27>"), ("docker-oat", "dckr_oat_<url:32>"),
+    ("artifactory", "AKCp<an:69>"), ("artifactory-reference", "cmVmdGtuOj<an:54>"), ("circleci", "CCIPAT_<an:22>_<hex:40>"), ("buildkite", "bkua_<hex:40>"),
+    ("sonarqube-user", "squ_<hex:40>"), ("sonarqube-project", "sqp_<hex:40>"), ("postman", "PMAK-<hex:24>-<hex:34>"), ("readme", "rdme_<low:70>"),
+    ("aws-access-key", "AKIA<b32:16>"), ("aws-session-key", "ASIA<b32:16>"), ("aws-bedrock", "ABSK<b64:128>"), ("google-api", "AIza<url:35>"),
+    ("google-oauth-token", "ya29.<url:120-200>"), ("google-client-secret", "GOCSPX-<url:28>"), ("google-refresh", "1//0<url:60-100>"),
+    ("azure-client-secret", "<an:3>8Q~<url:34>"), ("azure-devops", "<an:76>AZDO<an:4>"), ("azure-storage", "<b64:76>+ASt<b64:6>=="),
+    ("azure-event-hub", "<b64:33>+AEh<b64:6>="), ("azure-cosmos", "<b64:76>ACDb<b64:6>=="), ("azure-search", "<an:42>AzSe<an:6>"), ("digitalocean-pat", "dop_v1_<hex:64>"),
+    ("digitalocean-oauth", "doo_v1_<hex:64>"), ("heroku", "HRKU-AA<url:58>"), ("heroku-legacy", "HRKU-<uuid>"), ("cloudflare-origin-ca", "v1.0-<hex:24>-<hex:146>"),
+    ("vercel-blob", "vercel_blob_rw_<an:16>_<an:30>"), ("netlify", "nfp_<an:36>"), ("fly", "fo1_<url:43>"), ("fly-macaroon", "fm2_<b64:120-300>"),
+    ("render", "rnd_<an:28>"), ("scalingo", "tk-us-<url:48>"), ("alibaba", "LTAI<an:20>"), ("tencent", "AKID<an:32>"), ("yandex-api", "AQVN<url:36>"),
+    ("yandex-oauth", "y0_<url:55>"), ("tailscale-auth", "tskey-auth-<an:12>CNTRL-<an:32>"), ("tailscale-api", "tskey-api-<an:12>CNTRL-<an:32>"),
+    ("pulumi", "pul-<hex:40>"), ("terraform-cloud", "<an:14>.atlasv1.<url:67>"), ("vault-service", "hvs.<url:95>"), ("vault-batch", "hvb.<url:140-200>"),
+    ("doppler-personal", "dp.pt.<an:43>"), ("doppler-service", "dp.st.prd.<an:43>"), ("openshift", "sha256~<url:43>"), ("octopus", "API-<up:26>"),
+    ("infracost", "ico-<an:32>"), ("prefect", "pnu_<an:36>"), ("defined-networking", "dnkey-<url:26>-<url:52>"), ("harness", "pat.<url:22>.<hex:24>.<an:20>"),
+    ("anthropic", "sk-ant-api03-<url:93>AA"), ("anthropic-admin", "sk-ant-admin01-<url:93>AA"), ("anthropic-oauth", "sk-ant-oat01-<url:86>-<url:8>"),
+    ("openai-legacy", "sk-<an:20>T3BlbkFJ<an:20>"), ("openai-project", "sk-proj-<url:74>T3BlbkFJ<url:74>"), ("openai-service", "sk-svcacct-<url:58>T3BlbkFJ<url:58>"),
+    ("openai-admin", "sk-admin-<url:58>T3BlbkFJ<url:58>"), ("deepseek", "sk-<hex:32>"), ("moonshot", "sk-<an:48>"), ("openrouter", "sk-or-v1-<hex:64>"),
+    ("langfuse", "sk-lf-<uuid>"), ("groq", "gsk_<an:52>"), ("xai", "xai-<an:80>"), ("huggingface", "hf_<let:34>"), ("huggingface-org", "api_org_<let:34>"),
+    ("replicate", "r8_<an:37>"), ("perplexity", "pplx-<an:48>"), ("fireworks", "fw_<an:24>"), ("together", "tgp_v1_<url:43>"), ("nvidia", "nvapi-<url:64>"),
+    ("cerebras", "csk-<low:48>"), ("langsmith", "lsv2_pt_<hex:32>_<hex:10>"), ("pinecone", "pcsk_<an:6>_<an:63>"), ("tavily", "tvly-dev-<an:32>"),
+    ("elevenlabs", "sk_<hex:48>"), ("clickhouse", "4b1d<an:38>"), ("stripe-live", "sk_live_<an:24>"), ("stripe-long", "sk_live_51<an:97>"), ("stripe-test", "sk_test_<an:24>"),
+    ("stripe-restricted", "rk_live_<an:24>"), ("stripe-webhook", "whsec_<an:32>"), ("svix-webhook", "whsec_<b64:32>"), ("square", "sq0atp-<url:22>"), ("square-secret", "sq0csp-<url:43>"),
+    ("square-production", "EAAA<url:60>"), ("braintree", "access_token$production$<low:16>$<hex:32>"), ("plaid", "access-production-<uuid>"), ("shopify", "shpat_<hex:32>"),
+    ("shopify-shared", "shpss_<hex:32>"), ("flutterwave", "FLWSECK-<hex:32>-X"), ("xendit", "xnd_production_<an:48>"), ("paddle", "pdl_live_apikey_<low:26>_<an:22>_<an:3>"),
+    ("shippo", "shippo_live_<hex:40>"), ("easypost", "EZAK<an:54>"), ("duffel", "duffel_live_<url:43>"), ("razorpay", "rzp_live_<an:14>"),
+    ("slack-bot", "xoxb-<dig:12>-<dig:13>-<an:24>"), ("slack-user", "xoxp-<dig:11>-<dig:11>-<dig:12>-<hex:32>"), ("slack-app", "xapp-1-A<up:10>-<dig:13>-<hex:64>"),
+    ("slack-webhook", "https://hooks.slack.com/services/T<up:10>/B<up:10>/<an:24>"), ("discord-bot", "M<an:23>.<an:6>.<url:38>"),
+    ("discord-webhook", "https://discord.com/api/webhooks/<dig:19>/<url:68>"), ("teams-webhook", "https://acme.webhook.office.com/webhookb2/<uuid>@<uuid>/IncomingWebhook/<hex:32>/<uuid>"),
+    ("telegram", "<dig:10>:AA<url:33>"), ("twilio-key", "SK<hex:32>"), ("sendgrid", "SG.<url:22>.<url:43>"), ("mailgun", "key-<hex:32>"), ("mailchimp", "<hex:32>-us14"),
+    ("mandrill", "md-<url:22>"), ("brevo", "xkeysib-<hex:64>-<an:16>"), ("resend", "re_<an:8>_<an:24>"), ("twitch", "oauth:<low:30>"), ("facebook", "EAA<an:160>"),
+    ("facebook-app", "<dig:16>|<url:27>"), ("twitter-bearer", "AAAAAAAAAAAAAAAAAAAAA<an:90>"), ("linkedin", "WPL_AP1.<an:20>"), ("grafana-service", "glsa_<an:32>_<hex:8>"),
+    ("grafana-cloud", "glc_<b64:120>"), ("newrelic-user", "NRAK-<up:27>"), ("newrelic-ingest", "<hex:36>NRAL"), ("sentry-user", "sntryu_<hex:64>"),
+    ("sentry-org", "sntrys_eyJpYXQiO<b64:120>_<b64:43>"), ("dynatrace", "dt0c01.<b32:24>.<b32:64>"), ("honeycomb", "hcaik_<low:58>"), ("posthog", "phx_<an:43>"),
+    ("launchdarkly", "sdk-<uuid>"), ("linear", "lin_api_<an:40>"), ("notion", "ntn_<dig:11><an:35>"), ("notion-legacy", "secret_<an:43>"), ("figma", "figd_<url:40>"),
+    ("airtable", "pat<an:14>.<hex:64>"), ("asana", "2/<dig:16>/<dig:16>:<hex:32>"), ("typeform", "tfp_<an:44>_<an:14>"), ("contentful", "CFPAT-<url:43>"),
+    ("hubspot", "pat-na1-<uuid>"), ("intercom", "dG9rO<b64:55>="), ("mapbox-secret", "sk.eyJ<an:60-80>.<url:22>"), ("maxmind", "<an:6>_<an:29>_mmk"),
+    ("frameio", "fio-u-<url:64>"), ("dropbox", "sl.<url:135>"), ("adobe", "p8e-<an:32>"), ("rapidapi", "<hex:10>msh<hex:15>p1<hex:5>jsn<hex:12>"),
+    ("onepassword-service", "ops_eyJ<an:300>"), ("onepassword-secret-key", "A3-<up:6>-<up:11>-<up:5>-<up:5>-<up:5>"), ("age", "AGE-SECRET-KEY-1<up:58>"),
+    ("databricks", "dapi<hex:32>"), ("supabase", "sbp_<hex:40>"), ("supabase-secret", "sb_secret_<url:31>"), ("planetscale", "pscale_tkn_<url:43>"),
+    ("planetscale-password", "pscale_pw_<url:43>"), ("neon", "napi_<low:64>"), ("mongodb-atlas", "mdb_sa_sk_<url:40>"), ("intra42", "s-s4t2ud-<hex:64>"), ("jwt", "<jwt>"),
+    ("snyk", "snyk_uat.<hex:8>.<url:60>"), ("bcrypt", "$2b$12$<an:53>"), ("sha512-crypt", "$6$<an:16>$<an:86>"),
+)  # fmt: skip
+
+# Without a mark of their own: only the name beside them says what they are.
+NAMED_ONLY: tuple[tuple[str, str, str], ...] = (
+    ("aws-secret", "AWS_SECRET_ACCESS_KEY", "<b64:40>"), ("aws-session-token", "AWS_SESSION_TOKEN", "<b64:300>"), ("datadog", "DD_API_KEY", "<hex:32>"),
+    ("datadog-app", "DD_APP_KEY", "<hex:40>"), ("mistral", "MISTRAL_API_KEY", "<an:32>"), ("cohere", "CO_API_KEY", "<an:40>"), ("wandb", "WANDB_API_KEY", "<hex:40>"),
+    ("azure-openai", "AZURE_OPENAI_API_KEY", "<hex:32>"), ("algolia-admin", "ALGOLIA_ADMIN_KEY", "<hex:32>"), ("cloudflare", "CLOUDFLARE_API_TOKEN", "<url:40>"),
+    ("fastly", "FASTLY_API_TOKEN", "<url:32>"), ("heroku-uuid", "HEROKU_API_KEY", "<uuid>"), ("postmark", "POSTMARK_SERVER_TOKEN", "<uuid>"), ("okta", "OKTA_API_TOKEN", "00<url:40>"),
+    ("auth0", "AUTH0_CLIENT_SECRET", "<url:64>"), ("twilio-auth", "TWILIO_AUTH_TOKEN", "<hex:32>"), ("django", "DJANGO_SECRET_KEY", "<low:30>!<low:19>"),
+    ("flask", "SECRET_KEY", "<hex:64>"), ("rails", "RAILS_MASTER_KEY", "<hex:32>"), ("laravel", "APP_KEY", "base64:<b64:43>="), ("codecov", "CODECOV_TOKEN", "<uuid>"),
+    ("coveralls", "COVERALLS_REPO_TOKEN", "<an:32>"), ("snyk-uuid", "SNYK_TOKEN", "<uuid>"), ("pagerduty", "PAGERDUTY_API_KEY", "u+<url:18>"), ("trello", "TRELLO_API_TOKEN", "<hex:64>"),
+    ("zendesk", "ZENDESK_API_TOKEN", "<an:40>"), ("infura", "INFURA_API_KEY", "<hex:32>"), ("alchemy", "ALCHEMY_API_KEY", "<url:32>"), ("etherscan", "ETHERSCAN_API_KEY", "<up:34>"),
+    ("ethereum-key", "DEPLOYER_PRIVATE_KEY", "0x<hex:64>"), ("binance", "BINANCE_SECRET_KEY", "<an:64>"), ("coinbase", "COINBASE_API_SECRET", "<b64:86>=="),
+    ("deepgram", "DEEPGRAM_API_KEY", "<hex:40>"), ("assemblyai", "ASSEMBLYAI_API_KEY", "<hex:32>"), ("jwt-secret", "JWT_SECRET", "<b64:44>"), ("session-secret", "SESSION_SECRET", "<hex:48>"),
+    ("discord-client", "DISCORD_CLIENT_SECRET", "<url:32>"), ("dropbox-app", "DROPBOX_APP_SECRET", "<low:15>"), ("spotify", "SPOTIFY_CLIENT_SECRET", "<hex:32>"),
+    ("mattermost", "MATTERMOST_BOT_TOKEN", "<low:26>"), ("travis", "TRAVIS_API_TOKEN", "<an:22>"), ("netlify-old", "NETLIFY_AUTH_TOKEN", "<url:43>"), ("sentry-auth", "SENTRY_AUTH_TOKEN", "<hex:64>"),
+    ("encryption-key", "ENCRYPTION_KEY", "<b64:43>="), ("wireguard", "WG_PRIVATE_KEY", "<b64:43>="), ("webhook-secret", "GITHUB_WEBHOOK_SECRET", "<hex:40>"), ("npm-auth", "NPM_AUTH_TOKEN", "<uuid>"),
+)  # fmt: skip
