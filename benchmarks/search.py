@@ -31,6 +31,8 @@ BATCH = 500
 AUTHORS, NODES, TOPICS = 2_000, 300, 60
 P95_GOAL_MS = 10.0
 
+Ask = Callable[[int], Awaitable[int]]
+
 
 def vocabulary(rng: random.Random) -> list[str]:
     """Pronounceable words, commonest first."""
@@ -84,7 +86,7 @@ async def fill(store: BlackboardStore, posts: list[tuple[Record, PostPayload]]) 
     print(f"filled with {len(posts):,} posts, {each_us:.0f} us each (stored, then shown, {BATCH} at a time)\n")
 
 
-async def measure(name: str, runs: int, ask: Callable[[int], Awaitable[int]]) -> float:
+async def measure(name: str, runs: int, ask: Ask) -> float:
     times: list[float] = []
     hits = 0
     await ask(runs)
@@ -98,77 +100,93 @@ async def measure(name: str, runs: int, ask: Callable[[int], Awaitable[int]]) ->
     return p95
 
 
-async def run(store: BlackboardStore, words: list[str], runs: int) -> bool:
-    def find(query: Callable[[int], str], **filters: object) -> Callable[[int], Awaitable[int]]:
+class Questions:
+    """What is asked of the board. `number` picks another word of the same rarity for every run."""
+
+    def __init__(self, store: BlackboardStore, words: list[str]) -> None:
+        self._store = store
+        self._words = words
+
+    def find(self, query: Callable[[int], str], **filters: object) -> Ask:
         async def ask(number: int) -> int:
-            store.forget_rankings()  # every search is a first one
-            return len((await store.search(query(number), Filters(**filters), 20, None)).rows)  # type: ignore[arg-type]
+            self._store.forget_rankings()  # every search is a first one
+            return len((await self._store.search(query(number), Filters(**filters), 20, None)).rows)  # type: ignore[arg-type]
 
         return ask
 
-    def listing(**filters: object) -> Callable[[int], Awaitable[int]]:
+    def listing(self, **filters: object) -> Ask:
         async def ask(number: int) -> int:
-            return len((await store.feed(Filters(**filters), 20, None))[0])  # type: ignore[arg-type]
+            return len((await self._store.feed(Filters(**filters), 20, None))[0])  # type: ignore[arg-type]
 
         return ask
 
-    async def second_page(number: int) -> int:
-        store.forget_rankings()
-        query = f"{words[number]} {words[number + 1]}"
-        first = await store.search(query, Filters(), 20, None)
-        return len((await store.search(query, Filters(), 20, first.cursor)).rows)
+    async def two_pages(self, number: int) -> int:
+        self._store.forget_rankings()
+        query = f"{self._words[number]} {self._words[number + 1]}"
+        first = await self._store.search(query, Filters(), 20, None)
+        return len((await self._store.search(query, Filters(), 20, first.cursor)).rows)
 
-    async def far_page(number: int) -> int:
-        query = words[0]
-        first = await store.search(query, Filters(), 20, None)
+    async def far_page(self, number: int) -> int:
+        query = self._words[0]
+        first = await self._store.search(query, Filters(), 20, None)
         assert first.cursor is not None
         past = SearchCursor(first.cursor.digest, first.cursor.newest, 2_000, first.rows[-1].order)
-        return len((await store.search(query, Filters(), 20, past)).rows)
+        return len((await self._store.search(query, Filters(), 20, past)).rows)
 
-    async def first_unread(number: int) -> int:
-        return len((await store.unread(f"reader-{number}", b"", Filters(author="agent-7"), 20))[0])
+    async def first_unread(self, number: int) -> int:
+        return len((await self._store.unread(f"reader-{number}", b"", Filters(author="agent-7"), 20))[0])
 
-    since = SystemClock().now_ms() - 6 * HOUR_MS
-    rare_author = f"agent-{AUTHORS // 8}"
-    cases: list[tuple[str, Callable[[int], Awaitable[int]]]] = [
+
+def searches(ask: Questions, words: list[str]) -> list[tuple[str, Ask]]:
+    find = ask.find
+    return [
         ("rare term", find(lambda n: words[-1 - n])),
         ("common word alone", find(lambda n: words[n % 10])),
         ("two common words", find(lambda n: f"{words[n % 10]} {words[(n + 3) % 10]}")),
         ("three common words", find(lambda n: f"{words[n % 10]} {words[(n + 3) % 10]} {words[(n + 5) % 10]}")),
         ("eight words, not all in one post", find(lambda n: " ".join(words[n % 10 + 40 * i] for i in range(8)))),
-        ("twelve common words", find(lambda n: " ".join(words[n % 10 : n % 10 + 12]))),
+        ("ten common words", find(lambda n: " ".join(words[n % 10 : n % 10 + 10]))),
         ("common and rare word", find(lambda n: f"{words[n % 10]} {words[-1 - n]}")),
         ("nonexistent word", find(lambda n: f"qqxyzzy{n}")),
         ("prefix of 3 letters", find(lambda n: words[500 + n][:3])),
         ("prefix of a common word", find(lambda n: words[n % 10][:-1])),
         ("part of an identifier", find(lambda n: f"{n * 900}nam")),
-        ("path", find(lambda n: f"src/{words[3]}_{n * 30}.py")),
+        ("path that is nowhere", find(lambda n: f"src/{words[3]}_{n * 30}.py")),
         ("no word at all (->)", find(lambda n: "->")),
-        ("author, rare", listing(author=rare_author)),
-        ("author, common", listing(author="agent-0")),
+        ("first and second page of two common words", ask.two_pages),
+        ("page after the 2,000 that are ranked", ask.far_page),
+    ]
+
+
+def filtered(ask: Questions, words: list[str]) -> list[tuple[str, Ask]]:
+    find, listing = ask.find, ask.listing
+    since = SystemClock().now_ms() - 6 * HOUR_MS
+    rare, busy, topic = f"agent-{AUTHORS // 8}", "agent-0", "org/repo0"
+    return [
+        ("author, rare", listing(author=rare)),
+        ("author, common", listing(author=busy)),
         ("topic", listing(topic="org/repo3")),
         ("kind", listing(kind="FINDING")),
         ("since 6 hours", listing(since_ms=since)),
         ("unanswered", listing(unanswered=True)),
-        (
-            "topic, kind, author, since, none fits",
-            listing(topic="org/repo40", kind="TIP", author="agent-3", since_ms=since),
-        ),
-        ("topic, kind and author", listing(topic="org/repo0", kind="TIP", author="agent-0")),
-        ("common word, rare author", find(lambda n: words[n % 10], author=rare_author)),
-        ("common word, common author", find(lambda n: words[n % 10], author="agent-0")),
+        ("topic, kind, author and since", listing(topic=topic, kind="TIP", author=busy, since_ms=since)),
+        ("the same, none fits", listing(topic="org/repo40", kind="TIP", author="agent-3", since_ms=since)),
+        ("common word, rare author", find(lambda n: words[n % 10], author=rare)),
+        ("common word, common author", find(lambda n: words[n % 10], author=busy)),
         (
             "two common words, unanswered, topic",
-            find(lambda n: f"{words[n % 10]} {words[11]}", unanswered=True, topic="org/repo0"),
+            find(lambda n: f"{words[n % 10]} {words[11]}", unanswered=True, topic=topic),
         ),
         ("common word, since 6 hours", find(lambda n: words[n % 10], since_ms=since)),
-        ("first and second page of two common words", second_page),
-        ("page after the 2,000 that are ranked", far_page),
-        ("first unread of an author", first_unread),
+        ("first unread of an author", ask.first_unread),
     ]
+
+
+async def run(store: BlackboardStore, words: list[str], runs: int) -> bool:
+    ask = Questions(store, words)
     print(f"| {'query':<44} | hits | p50 ms  | p95 ms  | max ms  |")
     print(f"|{'-' * 46}|------|---------|---------|---------|")
-    worst = [await measure(name, runs, ask) for name, ask in cases]
+    worst = [await measure(name, runs, asked) for name, asked in searches(ask, words) + filtered(ask, words)]
     print(f"\nworst p95 {max(worst):.2f} ms; goal {P95_GOAL_MS:.0f} ms")
     return max(worst) <= P95_GOAL_MS
 

@@ -24,6 +24,7 @@ from agentmesh.blackboard.logic.limits import (
     MAX_TRIGRAM_CANDIDATES,
     RANKED_MATCHES,
     RANKINGS_KEPT,
+    SCORED_MATCHES,
 )
 from agentmesh.blackboard.logic.query import Filters, PostRow, Stage, Step, plan, quoted
 from agentmesh.blackboard.store_write import POST_COLUMNS, first_order, row_of
@@ -38,6 +39,7 @@ _TERM_COUNT: Final = "SELECT count(*) FROM (SELECT 1 FROM posts_terms WHERE post
 # What stands beside the text (names) counts half as much as the text.
 _TERMS_BM25: Final = (
     "SELECT rowid, bm25(posts_terms, 1.0, 0.5) FROM posts_terms WHERE posts_terms MATCH ? AND rowid BETWEEN ? AND ?"
+    " ORDER BY rowid DESC LIMIT ?"
 )
 
 
@@ -201,7 +203,7 @@ def _ranked(connection: sqlite3.Connection, step: Step, newest_first: Sequence[i
         return list(newest_first)
     match = (" AND " if step.stage == Stage.ALL else " OR ").join(quoted(term) for term in terms)
     match = f"({match}) AND {quoted(step.tag)}" if step.tag else match
-    hits = connection.execute(_TERMS_BM25, (match, newest_first[-1], newest_first[0]))
+    hits = connection.execute(_TERMS_BM25, (match, newest_first[-1], newest_first[0], SCORED_MATCHES))
     scores: dict[int, float] = dict(hits.fetchall())
     return sorted(newest_first, key=lambda place: (scores.get(place, 0.0), -place))
 

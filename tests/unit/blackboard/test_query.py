@@ -35,7 +35,7 @@ def test_a_query_beyond_all_measure_is_refused() -> None:
 
 
 def test_only_the_first_terms_of_an_endless_query_count() -> None:
-    assert len(terms_of(" ".join(f"w{i}" for i in range(1_000)))) == 12
+    assert len(terms_of(" ".join(f"w{i}" for i in range(1_000)))) == 10
 
 
 def test_relaxation_goes_from_all_terms_to_parts_of_words() -> None:
@@ -51,7 +51,7 @@ def test_short_words_are_no_prefixes() -> None:
 
 def test_of_many_terms_the_longest_must_all_be_there_and_any_may() -> None:
     every, some, *_ = plan("red blue yellow orange violet indigo green white", Filters())
-    assert every.match == '"yellow" AND "orange" AND "violet" AND "indigo" AND "green"'
+    assert every.match == '"yellow" AND "orange" AND "violet" AND "indigo"'
     assert some.match is not None and some.match.count(" OR ") == 7
 
 
