@@ -11,7 +11,10 @@ from agentmesh.mesh.identity import NodeKey, verify
 from agentmesh.mesh.logic import issuing, reconcile, reconcile_wire
 from agentmesh.mesh.logic.capability import verify_chain
 from agentmesh.mesh.logic.certificate import decode_chain, encode_chain
+from agentmesh.mesh.logic.control_messages import Granted, Renew, encode_control, parse_answer, parse_request
 from agentmesh.mesh.logic.frames import FrameReader, MessageReader, encode, encode_frame, encode_message
+from agentmesh.mesh.logic.handshake_common import parse_message
+from agentmesh.mesh.logic.handshake_messages import Hello
 from agentmesh.mesh.logic.messages import Gossip, IHave, PeerEntry, Ping, Reconcile, Shuffle
 from agentmesh.mesh.logic.policy import Policy, decode_policy, encode_policy
 from agentmesh.mesh.logic.record import RecordBody, SignedRecord, build_record, parse_record
@@ -76,6 +79,9 @@ TARGETS: list[tuple[str, Parse]] = [
     ("record", read_record),
     ("token", lambda data: decode_token(data.decode("utf-8", "replace"))),
     ("chain", read_chain),
+    ("handshake", parse_message),
+    ("control request", parse_request),
+    ("control answer", parse_answer),
     ("policy", decode_policy),
     ("revocation", decode_revocation),
     ("reconcile wire", reconcile_wire.decode),
@@ -116,6 +122,9 @@ def samples() -> Iterator[bytes]:
     yield number["token"] + encode_token(InviteToken(invite_chain, invite.seed, "home", (entry,))).encode()
     yield number["chain"] + encode_chain(founder_chain)
     yield number["chain"] + encode_chain(invite_chain)
+    yield number["handshake"] + encode(Hello(1, 1, b"n" * 16))
+    yield number["control request"] + encode_control(Renew(founder_chain))
+    yield number["control answer"] + encode_control(Granted(founder_chain))
     yield number["policy"] + encode_policy(Policy())
     yield number["revocation"] + encode_revocation(RevocationPayload("lost", founder_chain))
     yield number["revocation"] + encode_revocation(RevocationPayload("", invite_chain, founder_chain))
