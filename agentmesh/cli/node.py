@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -15,7 +14,7 @@ from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeLost
 from agentmesh.control.lock import FileLock, wait_until_free
 from agentmesh.control.start import END_TIMEOUT_S, request_with_node
-from agentmesh.control.tokens import join_tokens
+from agentmesh.control.tokens import JOIN_VARIABLE, join_tokens
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
 from agentmesh.core.units import parse_duration_ms
@@ -40,6 +39,7 @@ def run_node(options: Mapping[str, Any]) -> int:
         bind_port=options["bind_port"],
         policy=parse_policy(options["policy"]),
     )
+    os.environ.pop(JOIN_VARIABLE, None)  # read above; the workers that the node starts need no invite
     from agentmesh.node.process import run_process
 
     code = run_process(Home.from_environment(), chosen)
@@ -204,8 +204,3 @@ def _as_holder(home: Home) -> Any:
         raise NoNode(f"A node holds the home {home.root} but does not answer.")
     with lock:
         yield
-
-
-def stdin_is_terminal() -> bool:
-    """Whether a person sits at the other end of stdin."""
-    return sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison]: None when closed

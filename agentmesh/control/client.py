@@ -36,17 +36,28 @@ class _Socket:
 
     def __init__(self, home: Home | Path | str) -> None:
         self.home = home if isinstance(home, Home) else Home(Path(home))
-        self.path = self.home.socket
+
+    def _find(self) -> Path:
+        """In the home, unless that is too deep: then where the node says, whose `$XDG_RUNTIME_DIR` may have been another."""
+        usual = self.home.socket
+        if usual.parent == self.home.run:
+            return usual
+        try:
+            said = cast("dict[str, Any]", jsonlib.loads(self.home.node_json.read_bytes()))
+            return Path(str(said["socket"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return usual
 
     def check(self) -> str:
         """The path to connect to. Raises: NoNode: nothing is there; ForeignSocket: another user put it there."""
+        path = self._find()
         try:
-            owner = os.lstat(self.path).st_uid
+            owner = path.lstat().st_uid
         except OSError as error:
             raise self.missing() from error
         if owner != os.getuid():
-            raise ForeignSocket(f"{self.path} belongs to another user; it is not used.")
-        return str(self.path)
+            raise ForeignSocket(f"{path} belongs to another user; it is not used.")
+        return str(path)
 
     def missing(self) -> NoNode:
         return NoNode(f"No agentmesh node runs in {self.home.root}.")

@@ -166,7 +166,7 @@ def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
     if not wait_until_free(home.lock, END_TIMEOUT_S):
         # Somebody holds the lock: a node that was just starting when we looked, or one that hangs.
         if _probe(client) is None:
-            raise NoNode(f"A node holds the home {home.root} but does not answer; see {home.logs / 'node.log'}.")
+            raise NoNode(f"The node of {home.root} does not answer; it may still be looking for its mesh.")
         return
     _start(home, say)
 

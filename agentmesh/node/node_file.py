@@ -25,6 +25,7 @@ class NodeFile(msgspec.Struct, frozen=True):
     version: str
     background: bool
     started_at: int
+    socket: str
     token: str
     console_port: int | None
     bind_port: int | None

@@ -109,7 +109,7 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
     tasks = TaskSet("process")
     try:
         stopping = tasks.spawn(node.stopping.wait(), name="stopping")
-        starting = tasks.spawn(_start(node), name="start")
+        starting = tasks.spawn(_start(node, held), name="start")
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return
@@ -125,10 +125,15 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
         await tasks.close(grace_s=1.0)
 
 
-async def _start(node: Node) -> AgentMeshError | None:
+async def _start(node: Node, held: HeldHome) -> AgentMeshError | None:
     """Why the node cannot run, if it cannot: a sentence for the user, not a task that failed."""
+
+    def say_that_it_takes_long(text: str) -> None:
+        held.settled()  # thin clients need not wait for what may never come
+        _say(sys.stderr, text)
+
     try:
-        await node.start(lambda text: _say(sys.stderr, text))
+        await node.start(say_that_it_takes_long)
     except AgentMeshError as error:
         return error
     return None

@@ -229,6 +229,7 @@ class Node:
             version=agentmesh.__version__,
             background=self._options.background,
             started_at=started_at,
+            socket=str(self._home.socket),
             token=token,
             console_port=self.console_port,
             bind_port=self.bind_port,

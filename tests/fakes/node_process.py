@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 30.0  # 2 s alone on two cores; tests share them with others
 END_TIMEOUT_S = 15.0
@@ -160,9 +162,11 @@ class NodeHome:
     def _is_ours(self, pid: int) -> bool:
         """Whether the process is a node of this home: ids are reused, and only our own processes may be ended."""
         try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            return b"AGENTMESH_HOME=" + os.fsencode(self.root) in variables
-        except OSError:
+            process = psutil.Process(pid)
+            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("AGENTMESH_HOME") == str(
+                self.root
+            )
+        except psutil.Error:
             return False
 
 

@@ -8,8 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.fakes.node_process import END_TIMEOUT_S, ROOT, NodeHome, Nodes, wait_for
@@ -18,14 +18,14 @@ from tests.fakes.node_process import END_TIMEOUT_S, ROOT, NodeHome, Nodes, wait_
 def alive(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
         return False
 
 
 def children(pid: int) -> list[int]:
     """The live children of a process."""
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 def test_a_node_prints_its_invite_alone_on_stdout_and_its_ports_on_stderr(nodes: Nodes) -> None:

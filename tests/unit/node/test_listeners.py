@@ -86,7 +86,7 @@ def test_a_socket_folder_that_another_user_made_is_not_used(tmp_path: Path, monk
 
 def test_the_node_file_is_whole_private_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "node.json"
-    written = NodeFile(7, "0.1.0", True, 1, new_token(), 3131, None, None)
+    written = NodeFile(7, "0.1.0", True, 1, "/run/x.sock", new_token(), 3131, None, None)
     write_node_file(path, written)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_node_file(path) == written
