@@ -5,6 +5,7 @@ Knows headers and sizes, no routes' meaning. The Unix socket needs no `Guard`: t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -89,33 +90,63 @@ class BodyLimit:
 
 
 class Activity:
-    """Counts the requests in progress and remembers when the last one ended: what `idle_exit` looks at."""
+    """The requests in progress: whether anybody is there (what `idle_exit` looks at), and how they end with the node.
+
+    A request that is cancelled because the node stops gets an answer that tells its client to look for the next node.
+    """
 
     def __init__(self, app: App, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._monotonic = monotonic
         self._last = monotonic()
+        self._waiting: set[asyncio.Task[Any]] = set()
         self.in_progress = 0
 
     def idle_s(self) -> float:
         """Seconds since the last client left; 0 while one is there."""
         return 0.0 if self.in_progress else self._monotonic() - self._last
 
+    def end_waiting(self) -> None:
+        """End event streams and long polls, which would otherwise hold up the node's end."""
+        for task in list(self._waiting):
+            task.cancel()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("path") == "/healthz":  # a monitor is not a user
             await self._app(scope, receive, send)
             return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        task = asyncio.current_task()
+        if task is not None and _waits(scope):
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
         self.in_progress += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if started:
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await answer_error(send, 503, "node_stopping", "The node is stopping.", retryable=True)
         finally:
             self.in_progress -= 1
             self._last = self._monotonic()
 
 
-async def answer_error(send: Send, status: int, code: str, message: str) -> None:
+def _waits(scope: Scope) -> bool:
+    """Whether the request may take as long as it likes."""
+    return str(scope.get("path", "")).endswith("/events") or b"wait_seconds=" in scope.get("query_string", b"")
+
+
+async def answer_error(send: Send, status: int, code: str, message: str, *, retryable: bool = False) -> None:
     """Send an error in the form that every route uses."""
-    body = json.dumps({"error": {"code": code, "message": message, "retryable": False}}).encode("utf-8")
+    body = json.dumps({"error": {"code": code, "message": message, "retryable": retryable}}).encode("utf-8")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -74,8 +74,6 @@ class ApiServer:
 
     async def close(self, timeout_s: float) -> None:
         """Stop listening, let requests end for a moment, drop the rest."""
-        # It cancels what still runs after its grace and calls that an error, with a traceback for each event stream.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._server.ended.set()
         _, pending = await asyncio.wait([self._task], timeout=timeout_s)
         if pending:

@@ -140,7 +140,7 @@ class Node:
             AgentMeshError: it cannot run; what was started is undone by `stop`.
         """
         console = self._bind_console()
-        self._undo.append(("console socket", _closer(console)))
+        self._undo.append(("console socket", _caller(console.close)))
         name = self._name()
         self._key = key = await asyncio.to_thread(NodeKey.load_or_create, self._home.identity_key)
         on_mesh = self._on_mesh or await find_mesh(self._home, key, self._options, name, self._clock, say)
@@ -224,6 +224,7 @@ class Node:
             ApiServer(Guard(self._activity, token), console, self._tasks, "console"),
         )
         self._undo.append(("doors", lambda: _close_doors(doors)))
+        self._undo.append(("waiting clients", _caller(self._activity.end_waiting)))
         content = NodeFile(
             pid=os.getpid(),
             version=agentmesh.__version__,
@@ -276,11 +277,11 @@ async def _close_doors(doors: tuple[ApiServer, ...]) -> None:
     await asyncio.gather(*(door.close(DOOR_TIMEOUT_S) for door in doors))
 
 
-def _closer(bound: socket.socket) -> Stop:
-    async def close() -> None:
-        bound.close()
+def _caller(function: Callable[[], None]) -> Stop:
+    async def call() -> None:
+        function()
 
-    return close
+    return call
 
 
 def _user_name() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from agentmesh.console.guard import MAX_BODY_BYTES, Activity, BodyLimit, Guard, Message, Receive, Scope, Send
+from agentmesh.core.tasks import TaskSet
 
 TOKEN = "t0ken" * 8
 GOOD = {"host": "127.0.0.1:3131", "authorization": f"Bearer {TOKEN}"}
@@ -122,3 +124,46 @@ async def test_a_node_with_a_request_in_progress_is_not_idle() -> None:
     activity = Activity(slow, lambda: now)
     await call(activity, {})
     assert seen == [0.0]
+
+
+async def cancelled_while(path: str, query: bytes, *, started: bool) -> list[Message]:
+    """What a client is sent when the node stops while its request waits."""
+    sent: list[Message] = []
+    waiting = asyncio.Event()
+
+    async def wait_for_ever(scope: Scope, receive: Receive, send: Send) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    activity, tasks = Activity(wait_for_ever), TaskSet("test")
+    request = activity({"type": "http", "path": path, "headers": [], "query_string": query}, receive, send)
+    task = tasks.spawn(request, name="request")
+    await waiting.wait()
+    activity.end_waiting()
+    await asyncio.wait([task], timeout=5.0)
+    assert task.done()
+    return sent
+
+
+async def test_a_long_poll_ends_with_the_node_and_is_told_to_look_for_the_next_one() -> None:
+    sent = await cancelled_while("/api/blackboard/feed", b"wait_seconds=55", started=False)
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"] == {
+        "code": "node_stopping",
+        "message": "The node is stopping.",
+        "retryable": True,
+    }
+
+
+async def test_an_event_stream_ends_with_the_node_as_if_it_were_over() -> None:
+    sent = await cancelled_while("/api/blackboard/events", b"", started=True)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert not sent[1].get("more_body")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentmesh.console.guard import BodyLimit, Guard
+from agentmesh.console.guard import Activity, BodyLimit, Guard
 from agentmesh.console.http import build_app
 from agentmesh.console.models import BoardStatus, Done, Invite, NodeProcess, Status
 from agentmesh.control.client import AsyncNodeClient
@@ -88,7 +88,7 @@ async def served() -> AsyncIterator[Served]:
     root = Path(tempfile.mkdtemp(prefix="am-"))
     home, tasks, node = Home(root), TaskSet("test"), ScriptedNode()
     home.prepare()
-    app = BodyLimit(build_app(node))
+    app = Activity(BodyLimit(build_app(node)))
     console = bind_console(0, named=True)
     server = ApiServer(app, bind_home_socket(home.socket), tasks, "socket")
     guarded = ApiServer(Guard(app, TOKEN), console, tasks, "console")
