@@ -90,6 +90,7 @@ class Exchange:
             self._presence_due = True
         self.lost(peer, out)
         self._links[peer] = _Link(due_ms=now_ms if outbound else None)
+        self._stay_awake(now_ms)
         if outbound:
             self._begin_next(now_ms, out)
 
@@ -108,10 +109,12 @@ class Exchange:
         link = self._links.get(peer)
         if link is not None:
             self._schedule(link, now_ms)
+            self._stay_awake(now_ms)
 
     def spread(self, peers: Sequence[NodeId], source: NodeId | None, now_ms: int) -> None:
         """Much news came at once: whoever else we are linked to is told by reconciliation, which costs what differs."""
         self._presence_due = True
+        self._stay_awake(now_ms)
         for peer in peers:
             link = self._links.get(peer)
             if link is not None and peer != source:
@@ -136,6 +139,7 @@ class Exchange:
         link = self._links.get(peer)
         if link is None:
             return
+        self._stay_awake(now_ms)
         if message.session & 1 == self._parity(self._self_id, peer):
             self._on_answer(peer, link, message, now_ms, out)
         elif message.body:
@@ -146,6 +150,7 @@ class Exchange:
         link = self._links.get(event.peer)
         if link is None:
             return
+        self._stay_awake(now_ms)
         if event.send:
             out.append(SendRecords(event.peer, event.send))
         out.extend(SendMessage(event.peer, WantRecords(piece)) for piece in join_ids(event.want))
@@ -168,7 +173,6 @@ class Exchange:
     def tick(self, now_ms: int, out: list[Effect]) -> None:
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return
-        self.deadline_ms = now_ms + _TICK_MS
         self._time_out(now_ms, out)
         if self._regular_ms <= now_ms:
             every_ms = self._config.reconcile_every_ms
@@ -177,6 +181,15 @@ class Exchange:
             if peers:
                 self._schedule(self._links[peers[self._rng.randrange(len(peers))]], now_ms)
         self._begin_next(now_ms, out)
+        busy = self._own is not None or any(
+            link.due_ms is not None or link.answering is not None for link in self._links.values()
+        )
+        self.deadline_ms = now_ms + _TICK_MS if busy else self._regular_ms
+
+    def _stay_awake(self, now_ms: int) -> None:
+        """There is something to watch: tick soon."""
+        if self.deadline_ms is not None:
+            self.deadline_ms = min(self.deadline_ms, now_ms + _TICK_MS)
 
     # ------------------------------------------------------------------ parts
 

@@ -9,8 +9,6 @@ Must not know records, the tree, or who is alive (membership.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from agentmesh.mesh.logic.addressbook import AddressBook
 from agentmesh.mesh.logic.chance import Chance
 from agentmesh.mesh.logic.events import ClosePeer, DialPeer, Effect, NodeId, SendMessage
@@ -23,7 +21,6 @@ from agentmesh.mesh.logic.limits import (
     NEIGHBOUR_ATTEMPTS,
     NEIGHBOUR_TIMEOUT_MS,
     PASSIVE_WALK,
-    SIMULTANEOUS_MS,
 )
 from agentmesh.mesh.logic.messages import (
     Disconnect,
@@ -35,37 +32,15 @@ from agentmesh.mesh.logic.messages import (
     Shuffle,
     ShuffleReply,
 )
+from agentmesh.mesh.logic.overlay_link import Link, keeps_new_connection
 from agentmesh.mesh.logic.shuffle import Shuffler
+
+__all__ = ["Overlay", "keeps_new_connection"]
 
 _TICK_MS = 1_000
 _ROBUST = 3  # with this many neighbours a node is in no hurry to find more
 _REFUSAL_WAIT_MS = 5_000
 _EVICTED_WAIT_MS = 10_000
-
-
-def keeps_new_connection(
-    self_id: NodeId, peer: NodeId, *, existing_outbound: bool, existing_age_ms: int, new_outbound: bool
-) -> bool:
-    """Two connections to one peer: whether the new one replaces the existing one. Both ends come to the same answer.
-
-    Both having dialled at once, the connection dialled by the smaller id stays. Otherwise the new one does: nobody dials a
-    peer that it is connected to, so the existing one is dead at the other end (it restarted, its address changed).
-    """
-    if existing_outbound == new_outbound or existing_age_ms > SIMULTANEOUS_MS:
-        return True
-    return new_outbound == (self_id < peer)
-
-
-@dataclass(slots=True)
-class _Link:
-    entry: PeerEntry
-    outbound: bool
-    changed_ms: int  # since when it is a neighbour's, or nobody's
-    active: bool = False
-    asked_ms: int = 0  # deadline of our unanswered Neighbour or Join; 0: none
-    attempts: int = 0
-    high_priority: bool = False
-    told_ms: int = 0  # when we last told it that it is not our neighbour
 
 
 class Overlay:
@@ -79,7 +54,7 @@ class Overlay:
         self.deadline_ms: int | None = None
         self._config = config
         self._rng = rng
-        self._links: dict[NodeId, _Link] = {}
+        self._links: dict[NodeId, Link] = {}
         self._dialling: dict[NodeId, tuple[int, bool]] = {}  # node -> (deadline, for its own sake: it was lost)
         self._dialable_active = 0
         self._seek_ms = 0
@@ -116,11 +91,12 @@ class Overlay:
     def connected(self, entry: PeerEntry, outbound: bool, now_ms: int, out: list[Effect]) -> None:
         """A link is up, perhaps replacing an older one to the same peer, whose state is then void."""
         self._start(now_ms)
+        self._stay_awake(now_ms)
         if entry.node in self._links:
             self._drop_link(entry.node)
         wanted = self._dialling.pop(entry.node, None)
         self.book.met(entry)
-        link = self._links[entry.node] = _Link(entry, outbound, now_ms)
+        link = self._links[entry.node] = Link(entry, outbound, now_ms)
         if outbound and (wanted is not None or self._missing() > 0):
             sought = wanted is not None and wanted[1]
             self._ask(entry.node, link, sought or self._dialable_active < 2, now_ms, out)
@@ -247,7 +223,6 @@ class Overlay:
         """Repair what is missing. Returns the peers whose idle link was closed (their ClosePeer is in `out`)."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return ()
-        self.deadline_ms = now_ms + _TICK_MS
         for node in [node for node, (deadline_ms, _) in self._dialling.items() if deadline_ms <= now_ms]:
             self.dial_failed(node, now_ms, out)
         closed: list[NodeId] = []
@@ -264,7 +239,14 @@ class Overlay:
             self._reach(now_ms, out)
         if self._shuffler.due_ms <= now_ms and self.active:
             self._shuffler.shuffle(self.entry, now_ms, out)
+        calm = not self._dialling and len(self.active) == len(self._links) and self._missing() <= 0
+        self.deadline_ms = min(self._reach_ms, self._shuffler.due_ms) if calm else now_ms + _TICK_MS
         return tuple(closed)
+
+    def _stay_awake(self, now_ms: int) -> None:
+        """There is something to watch or to repair: tick soon."""
+        if self.deadline_ms is not None:
+            self.deadline_ms = min(self.deadline_ms, now_ms + _TICK_MS)
 
     # ------------------------------------------------------------------ seeking neighbours
 
@@ -279,6 +261,7 @@ class Overlay:
         return self.capacity() - self._dialable_active - asked - len(self._dialling)
 
     def _seek(self, now_ms: int, out: list[Effect]) -> None:
+        self._stay_awake(now_ms)
         if self._seek_ms > now_ms:
             return
         missing = self._missing()
@@ -309,24 +292,25 @@ class Overlay:
             return 0
         if node in self._dialling or node in self._links or len(self._dialling) >= MAX_DIALS:
             return 0
+        self._stay_awake(now_ms)
         self._dialling[node] = (now_ms + DIAL_TIMEOUT_MS, sought)
         out.append(DialPeer(node, entry.addresses))
         return 1
 
-    def _ask(self, node: NodeId, link: _Link, high_priority: bool, now_ms: int, out: list[Effect]) -> None:
+    def _ask(self, node: NodeId, link: Link, high_priority: bool, now_ms: int, out: list[Effect]) -> None:
         link.asked_ms = now_ms + NEIGHBOUR_TIMEOUT_MS
         link.attempts += 1
         link.high_priority = high_priority
         greeting = Neighbour(self.entry, high_priority) if self.active else Join(self.entry)
         out.append(SendMessage(node, greeting))
 
-    def _ask_again(self, node: NodeId, link: _Link, now_ms: int, out: list[Effect]) -> None:
+    def _ask_again(self, node: NodeId, link: Link, now_ms: int, out: list[Effect]) -> None:
         if link.attempts < NEIGHBOUR_ATTEMPTS:
             self._ask(node, link, link.high_priority, now_ms, out)
         else:
             self._refused(node, link, now_ms, out)
 
-    def _refused(self, node: NodeId, link: _Link, now_ms: int, out: list[Effect]) -> None:
+    def _refused(self, node: NodeId, link: Link, now_ms: int, out: list[Effect]) -> None:
         link.asked_ms = link.attempts = 0
         link.changed_ms = now_ms
         self.book.refused(node, _REFUSAL_WAIT_MS if self.active else NEIGHBOUR_TIMEOUT_MS, now_ms)
@@ -338,7 +322,7 @@ class Overlay:
 
     # ------------------------------------------------------------------ the active view
 
-    def _accept(self, node: NodeId, link: _Link, high_priority: bool, now_ms: int) -> bool:
+    def _accept(self, node: NodeId, link: Link, high_priority: bool, now_ms: int) -> bool:
         if link.active:
             return True
         if link.entry.dialable:
@@ -350,7 +334,7 @@ class Overlay:
             self._activate(node, link, now_ms)
         return accepted
 
-    def _activate(self, node: NodeId, link: _Link, now_ms: int) -> None:
+    def _activate(self, node: NodeId, link: Link, now_ms: int) -> None:
         link.asked_ms = link.attempts = 0
         if link.active:
             return
@@ -360,12 +344,14 @@ class Overlay:
         self._dialable_active += link.entry.dialable
         self.book.remove_passive(node)
         self.changes.append((node, True))
+        self._stay_awake(now_ms)
         self._seek_wait_ms = _REFUSAL_WAIT_MS
         self._shuffler.hasten(now_ms)
 
-    def _deactivate(self, node: NodeId, link: _Link, now_ms: int) -> None:
+    def _deactivate(self, node: NodeId, link: Link, now_ms: int) -> None:
         link.active = False
         link.changed_ms = now_ms
+        self._stay_awake(now_ms)
         del self.active[node]
         self._dialable_active -= link.entry.dialable
         self.changes.append((node, False))
@@ -389,7 +375,7 @@ class Overlay:
             self._deactivate(node, link, link.changed_ms)
         del self._links[node]
 
-    def _refresh(self, link: _Link, entry: PeerEntry) -> PeerEntry:
+    def _refresh(self, link: Link, entry: PeerEntry) -> PeerEntry:
         """What a peer says of itself, for those who would dial it. Whether it is dialable is settled at connection."""
         if entry.node == link.entry.node and entry.addresses and link.entry.dialable:
             link.entry = PeerEntry(entry.node, entry.addresses, True)
