@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -76,6 +77,7 @@ class Simulator:
         self.by_id: dict[bytes, SimNode] = {}
         self.events = 0
         self.lost_messages = 0
+        self.bytes_of: defaultdict[type, int] = defaultdict(int)
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._reader = MessageReader() if wire else None
@@ -213,7 +215,9 @@ class Simulator:
         if conn is None:
             return
         node.sent_messages += 1
-        node.sent_bytes += self._size(message)
+        size_bytes = self._size(message)
+        node.sent_bytes += size_bytes
+        self.bytes_of[type(message)] += size_bytes
         faults = self.faults
         random = self.rng.random
         if faults.loss and random() < faults.loss:

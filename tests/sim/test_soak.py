@@ -70,5 +70,7 @@ def test_a_failing_case_is_shrunk_to_the_smallest_that_still_fails() -> None:
     def run(case: Case) -> None:
         assert case.nodes < 5 or case.crashes < 2, "broken"
 
-    with pytest.raises(AssertionError, match=r"minimal failing case: Case\(seed=3, nodes=5, posts=1, crashes=2, partitions=0"):
+    with pytest.raises(
+        AssertionError, match=r"minimal failing case: Case\(seed=3, nodes=5, posts=1, crashes=2, partitions=0"
+    ):
         check(run, Case(3, nodes=30, posts=100, crashes=9, partitions=3, faults=FAULTS))
