@@ -47,7 +47,9 @@ from agentmesh.node.options import NodeOptions
 _log = logging.getLogger(__name__)
 
 DOOR_TIMEOUT_S: Final = 1.5  # running requests end or are dropped
-PART_TIMEOUT_S: Final = 2.0  # each further part; all together stay within the process's five seconds
+PART_TIMEOUT_S: Final = (
+    2.5  # each further part (a hung scrub worker is killed after 2 s); the process itself is cut off after five
+)
 
 Stop = Callable[[], Awaitable[None]]
 
