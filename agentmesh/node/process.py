@@ -118,7 +118,7 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
         _announce(node, home, options, pipe)
         held.settled()
         if options.background:
-            tasks.spawn(_end_when_idle(node, config.idle_exit_ms / 1000), name="idle")
+            tasks.spawn(_end_when_unused(node, home, config.idle_exit_ms / 1000), name="idle")
         await stopping
         _log.info("stopping: %s", node.stop_reason)
     finally:
@@ -189,8 +189,12 @@ def _handle_signals(request_stop: Callable[[str], None], *, background: bool) ->
         loop.add_signal_handler(signal.SIGHUP, received, signal.SIGHUP)
 
 
-async def _end_when_idle(node: Node, idle_exit_s: float) -> None:
-    while node.idle_s() < idle_exit_s:  # noqa: ASYNC110 - time itself is what is waited for
+async def _end_when_unused(node: Node, home: Home, idle_exit_s: float) -> None:
+    """End a node in the background that nobody uses any more, or whose home was deleted: nobody could find it."""
+    while node.idle_s() < idle_exit_s:
+        if not home.lock.exists():
+            node.request_stop("its home is gone")
+            return
         await asyncio.sleep(min(IDLE_CHECK_MAX_S, idle_exit_s / IDLE_CHECKS))
     node.request_stop("nobody used this node for so long")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,15 @@ def test_a_node_in_the_background_ends_by_itself_when_nobody_uses_it(nodes: Node
     wait_for(lambda: not (home.root / "run" / "node.json").exists(), END_TIMEOUT_S, "the idle node to end")
     assert home.cli("status").code == 3
     assert [post["text"] for post in home.json("blackboard")["posts"]] == ["hi"]
+
+
+def test_a_node_in_the_background_whose_home_is_deleted_ends(nodes: Nodes) -> None:
+    home = nodes.home()
+    (home.root / "config.toml").write_text('console_port = 0\nidle_exit = "20s"\n')  # it looks 20 times in this time
+    home.cli("blackboard", "hi")
+    pid = home.node_json()["pid"]
+    shutil.rmtree(home.root)
+    wait_for(lambda: not alive(pid), END_TIMEOUT_S, "the node to end")
 
 
 def test_a_killed_node_in_the_background_is_replaced_by_the_next_command(nodes: Nodes) -> None:
