@@ -22,7 +22,6 @@ from agentmesh.mesh.logic.limits import (
     DELIVERED_IDS,
     GRAFT_ATTEMPTS,
     MISSING_IDS,
-    OPTIMISE_HOPS,
 )
 from agentmesh.mesh.logic.messages import Graft, IHave, Prune, WantRecords
 from agentmesh.mesh.logic.packing import join_ids, split_ids
@@ -80,17 +79,14 @@ class Broadcast:
         delivered = self._delivered.get(record_id)
         return delivered is not None and delivered[0] == peer
 
-    def delivered(self, record_id: bytes, peer: NodeId, hop: int, now_ms: int, out: list[Effect]) -> None:
+    def delivered(self, record_id: bytes, peer: NodeId, hop: int) -> None:
         """A payload that we lacked came along the tree."""
         while len(self._delivered) >= DELIVERED_IDS:
             del self._delivered[next(iter(self._delivered))]
         self._delivered[record_id] = (peer, hop)
-        missing = self._missing.pop(record_id, None)
+        self._missing.pop(record_id, None)
         if peer in self.lazy:
             self._make_eager(peer)
-        if missing is not None:
-            for announcer, announced_hop in missing.announcers.items():
-                self._optimise(peer, hop, announcer, announced_hop, out)
 
     def settled(self, record_id: bytes) -> None:
         """No longer missing: it came another way, or was judged."""
@@ -119,7 +115,7 @@ class Broadcast:
             by_hop.setdefault(1 + (delivered[1] if delivered else 0), []).append(record_id)
         out.extend(SendRecords(peer, tuple(group), hop) for hop, group in by_hop.items())
 
-    def on_ihave(self, peer: NodeId, message: IHave, now_ms: int, out: list[Effect]) -> None:
+    def on_ihave(self, peer: NodeId, message: IHave, now_ms: int) -> None:
         hop = min(max(message.hop, _FETCHED), _MAX_HOP)
         # What travels along the tree is about to come by itself; what was fetched only comes if asked for.
         wait_ms = self._config.graft_timeout_ms if hop else self._config.ihave_every_ms
@@ -127,7 +123,6 @@ class Broadcast:
             missing = self._missing.get(record_id)
             if missing is None:
                 if self._has(record_id):
-                    self._optimise_known(record_id, peer, hop, out)
                     continue
                 if len(self._missing) >= MISSING_IDS:
                     return
@@ -219,20 +214,6 @@ class Broadcast:
     def _make_eager(self, peer: NodeId) -> None:
         if self.lazy.pop(peer, self) is None:
             self.eager[peer] = None
-
-    def _optimise_known(self, record_id: bytes, peer: NodeId, hop: int, out: list[Effect]) -> None:
-        delivered = self._delivered.get(record_id)
-        if delivered is not None:
-            self._optimise(delivered[0], delivered[1], peer, hop, out)
-
-    def _optimise(self, parent: NodeId, hop: int, peer: NodeId, announced_hop: int, out: list[Effect]) -> None:
-        """Take the shorter way from now on (paper, 3.8)."""
-        if announced_hop == _FETCHED or peer == parent or peer not in self.lazy:
-            return
-        if hop - announced_hop >= OPTIMISE_HOPS and parent in self.eager:
-            self._make_eager(peer)
-            out.append(SendMessage(peer, Graft(b"")))
-            self.duplicate(parent, out)
 
     def _queue(self, peer: NodeId, hop: int, ids: Sequence[bytes], now_ms: int) -> None:
         queue = self._queues.get((peer, hop))

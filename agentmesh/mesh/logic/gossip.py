@@ -231,7 +231,7 @@ class GossipMachine:
             stats.last_hop = max(stats.last_hop, hop)
             out.append(StoreRecords(tuple(outcome.fresh)))
             for record in outcome.fresh:
-                self._broadcast.delivered(record.id, peer, hop, now_ms, out)
+                self._broadcast.delivered(record.id, peer, hop)
             self._push(outcome.fresh, peer, hop + 1, now_ms, out)
         elif outcome.repeats and not any(self._broadcast.is_repeat(id_, peer) for id_ in outcome.repeats):
             self._broadcast.duplicate(peer, out)
@@ -312,7 +312,7 @@ class GossipMachine:
 
     def _on_ihave(self, peer: NodeId, message: IHave, now_ms: int, out: list[Effect]) -> None:
         if peer in self._overlay.active:
-            self._broadcast.on_ihave(peer, message, now_ms, out)
+            self._broadcast.on_ihave(peer, message, now_ms)
         else:
             self._overlay.on_stray(peer, now_ms, out)
 

@@ -85,8 +85,8 @@ REACH_EVERY_MS: Final = (
     10 * SECOND_MS
 )  # one lost peer is tried this often: two halves of a mesh find each other again only so
 BAN_MS: Final = 10 * MINUTE_MS  # after MAX_BLAME a peer is neither dialled nor accepted this long
-GRAFT_TIMEOUT_MS: Final = 500  # an id is announced but its payload does not come: ask for it
-GRAFT_RETRY_MS: Final = 250
+GRAFT_TIMEOUT_MS: Final = 1_500  # an id is announced but its payload does not come: longer than the tree's deepest path takes, or it never settles
+GRAFT_RETRY_MS: Final = 500  # longer than a round trip to a far neighbour
 GRAFT_ATTEMPTS: Final = 6  # then reconciliation repairs it
 MISSING_IDS: Final = 16_384  # announced ids whose payload we wait for; more are left to reconciliation
 ANNOUNCERS: Final = 8  # peers remembered for one missing id
@@ -94,7 +94,6 @@ DELIVERED_IDS: Final = 4_096  # who delivered an id first, so that a repeat by t
 ANNOUNCE_BURST: Final = 512  # ids of fetched records announced at once; beyond it neighbours learn by reconciliation
 ANNOUNCE_PER_SECOND: Final = 64
 ANNOUNCE_OWN_AGAIN_MS: Final = 2 * SECOND_MS  # an author's own record, in case its push met only broken links
-OPTIMISE_HOPS: Final = 3  # Plumtree 3.8: a lazy link that would have been this many hops shorter becomes eager
 IHAVE_EVERY_MS: Final = 50  # announced ids are gathered this long
 
 # ------------------------------------------------------------------ reconciliation
