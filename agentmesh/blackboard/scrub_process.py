@@ -113,6 +113,10 @@ class WorkerProcess:
                 self._process.kill()
             with suppress(TimeoutError):  # a process in uninterruptible sleep dies when the kernel lets it
                 await asyncio.wait_for(self._process.wait(), _KILLED_WITHIN_S)
+        with suppress(
+            TimeoutError, OSError, RuntimeError
+        ):  # until its end is read, the pipe stays open in the event loop
+            await asyncio.wait_for(self._stdout.read(), _KILLED_WITHIN_S)
 
 
 def _environment() -> dict[str, str]:

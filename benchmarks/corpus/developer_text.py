@@ -78,7 +78,7 @@ def _sample(files: list[Path], rng: random.Random, count: int) -> list[str]:
     each = max(1, -(-count // len(chosen)))
     lines: list[str] = []
     for path in chosen:
-        content = [line for line in _lines(path) if 8 <= len(line.strip()) and len(line) <= 2000]
+        content = [line for line in _lines(path) if len(line.strip()) >= 8 and len(line) <= 2000]
         lines += rng.sample(content, min(len(content), each * 2))
     rng.shuffle(lines)
     return lines[:count]

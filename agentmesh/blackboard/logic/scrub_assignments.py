@@ -83,7 +83,9 @@ def find_assignments(text: str) -> Iterator[Finding]:
         name_class = classify(match["key"])
         if name_class is not None and not _is_list_of_words(match):
             kind = _TYPE.match(text, match.end()) if match["op"] == ":" else None
-            yield from _judged(text, match["key"], name_class, kind.end() if kind else match.end(), match["op"], budget)
+            yield from _judged(
+                text, match["key"], name_class, kind.end() if kind else match.end(), _operator(text, match), budget
+            )
     if "value" in lower:
         yield from _sites(text, _PAIR, budget)
     if "-" in text:
@@ -103,8 +105,13 @@ def _sites(text: str, pattern: re.Pattern[str], budget: _Budget) -> Iterator[Fin
 
 
 def _is_list_of_words(match: re.Match[str]) -> bool:
-    """`"token", "x"` is a call's arguments when quoted; `token, x` never says anything."""
+    """`token, x` never says anything; `"token", "x"` is a call's arguments when quoted."""
     return match["op"] == "," and not match["close"].strip("])")
+
+
+def _operator(text: str, match: re.Match[str]) -> str:
+    """The operator; `(` where a call's first argument is the name: `setenv("NAME", "value")`, not `["password", "scram-sha-256"]`."""
+    return "(" if match["op"] == "," and text[max(0, match.start() - 2) : match.start()][:1] == "(" else match["op"]
 
 
 def _judged(
@@ -120,7 +127,7 @@ def _judged(
     if span is None:
         return
     start, end, quoted = span
-    if operator == "," and not (quoted and looks_random(text[start:end])):
+    if operator in {",", "("} and not (quoted and (operator == "(" or looks_random(text[start:end]))):
         return
     budget.left -= end - start
     if budget.left < 0:
