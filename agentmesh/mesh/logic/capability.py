@@ -13,8 +13,9 @@
 only those in `via` may revoke it, because only to them the subject consented: by its signature in the join proof.
 
 A renewal shows the older certificate, so that who may not invite cannot pass off a stranger as a member. A founder's
-renewal needs no such proof: it keeps chains from growing with each year (two members renewing each other would double
-them), and a founder could admit that stranger anyway.
+renewal of somebody below it needs no such proof: it keeps chains from growing with each year (two members renewing each
+other would double them), and a founder could admit that stranger anyway. The founder stays in the lineage, so that revoking
+it reaches these too.
 
 What is revoked, and who asks, is not known here.
 """
@@ -265,6 +266,8 @@ def _check_renewal(c: Certificate, issuer: Certificate, older: Certificate | Non
     if older is None:
         _require(issuer.is_founder, "A renewal does not show the older certificate.")
         _require(c.via[:1] == (c.mesh,) and c.depth > 1, "A founder's renewal states an impossible ancestry.")
+        # Else whoever took a founder's key could go on making members that its revocation does not reach.
+        _require(issuer.subject in c.lineage, "A founder's renewal leaves the founder out of the ancestry.")
         return
     _require(older.role is Role.MEMBER and older.subject == c.subject, "A renewal shows somebody else's certificate.")
     _check_valid_then(c, older, "older certificate")
@@ -302,5 +305,5 @@ def renewable_from_ms(certificate: Certificate) -> int:
 
 
 def is_renewable_by(issuer: Certificate, older: Certificate) -> bool:
-    """Whether the issuer renews without showing the older certificate: a founder, for anybody but a founder."""
-    return issuer.is_founder and not older.is_founder
+    """Whether the issuer renews without showing the older certificate: a founder, for those in its own tree."""
+    return issuer.is_founder and not older.is_founder and issuer.subject in older.lineage
