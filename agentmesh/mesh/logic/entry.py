@@ -122,10 +122,16 @@ class SortedEntries:
         self._last_ms[number] = self._chunks[number][-1].timestamp_ms
 
     def remove(self, entry: Entry) -> None:
-        """Take out an entry that was added."""
+        """Take out an entry that was added. Others may have the same slot: a record may claim to retract what is no post."""
         number = self._chunk_of(entry)
         chunk = self._chunks[number]
-        del chunk[place_of(entry, chunk)]
+        place = place_of(entry, chunk)
+        while chunk[place] is not entry:
+            place += 1
+            if place == len(chunk):
+                number, place = number + 1, 0
+                chunk = self._chunks[number]
+        del chunk[place]
         if chunk:
             self._last_ms[number] = chunk[-1].timestamp_ms
         else:

@@ -186,8 +186,10 @@ class RecordIndex:
             if refused is not None:
                 return refused
             self._quota.replace(holder, entry)
+            # The holder first: the two stand at the same place among the sorted.
+            dropped = self._settle_debts() + self._forget_if_kept(holder)
             self._keep(entry)
-            return Accepted(self._settle_debts() + self._forget_if_kept(holder))
+            return Accepted(dropped)
         loser = self._quota.place(entry)
         if loser is entry:
             return Refused(Reason.OVER_QUOTA)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
-from agentmesh.mesh.logic.entry import StoredEntry, Tombstone
+from agentmesh.mesh.logic.entry import Entry, SortedEntries, StoredEntry, Tombstone
 from agentmesh.mesh.logic.kinds import KindRule, Register, mesh_rules
 from agentmesh.mesh.logic.limits import MAX_CLOCK_SKEW_MS, REFUSED_IDS, REFUSED_MEMORY_MS
 from agentmesh.mesh.logic.record import Record
@@ -15,7 +15,19 @@ from agentmesh.mesh.logic.records import RecordIndex
 from agentmesh.mesh.logic.refused import RefusedIds
 from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.logic.verdict import Accepted, Known, NotYet, Reason, Refused
-from tests.fakes.records import LIFETIME_MS, NOON_MS, Policy, World, author, kept, post, record, retraction
+from tests.fakes.records import (
+    LIFETIME_MS,
+    NOON_MS,
+    POST,
+    RETRACTION,
+    Policy,
+    World,
+    author,
+    kept,
+    post,
+    record,
+    retraction,
+)
 
 ANN, BEN = author("ann"), author("ben")
 
@@ -35,6 +47,26 @@ def index(world: World) -> RecordIndex:
 
 
 # ------------------------------------------------------------------ accepting
+
+
+def test_what_is_reconciled_after_a_retraction_is_the_retraction(index: RecordIndex) -> None:
+    hello = post(ANN, NOON_MS, "hello")
+    gone = retraction(hello)
+    index.offer(hello, NOON_MS)
+    index.offer(gone, NOON_MS)
+    assert [item.id for item in index.snapshot(NOON_MS).items] == [gone.id]
+
+
+def test_of_records_in_one_place_each_is_taken_out_by_itself() -> None:
+    rules = mesh_rules(POST, RETRACTION)
+    same = [Entry(bytes([n]) * 16, rules["retraction"], ANN, bytes(16), NOON_MS, HOUR_MS, 100) for n in range(250)]
+    entries = SortedEntries()
+    for _ in range(5):
+        for entry in same:
+            entries.add(entry)
+    for entry in same[::2] * 5:
+        entries.remove(entry)
+    assert sorted(e.id for e in entries.copy()) == sorted(e.id for e in same[1::2] * 5)
 
 
 def test_a_record_is_accepted_once_and_known_after(index: RecordIndex) -> None:
