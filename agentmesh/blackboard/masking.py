@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from agentmesh.blackboard.logic.hidden import without_hidden
 from agentmesh.blackboard.logic.limits import MASKING_AGAIN_MS, SCRUB_BATCH, SCRUB_RETRY_MS
 from agentmesh.blackboard.logic.post import PostPayload, decode_post
 from agentmesh.blackboard.logic.query import PostRow
-from agentmesh.blackboard.ports import TextScrubber
+from agentmesh.blackboard.names import Names
+from agentmesh.blackboard.ports import ScrubbedText, TextScrubber
 from agentmesh.blackboard.store import BlackboardStore, draft
 from agentmesh.blackboard.store_read import Waiting
 from agentmesh.core.errors import AgentMeshError, ProtocolError
@@ -25,6 +27,7 @@ from agentmesh.mesh.logic.record import RecordBody
 _log = logging.getLogger(__name__)
 
 WITHHELD: Final = "(text withheld: this node could not check it for secrets)"
+_UNCHECKED_NAME: Final = "?"
 _MALFORMED: Final = PostPayload(text=WITHHELD, author="?")
 _body_decoder = msgspec.msgpack.Decoder(RecordBody)
 
@@ -32,9 +35,10 @@ _body_decoder = msgspec.msgpack.Decoder(RecordBody)
 class Masking:
     """The loop that shows what waits."""
 
-    def __init__(self, store: BlackboardStore, scrubber: TextScrubber) -> None:
+    def __init__(self, store: BlackboardStore, scrubber: TextScrubber, names: Names) -> None:
         self._store = store
         self._scrubber = scrubber
+        self._names = names
         self._work = asyncio.Event()
         self._work.set()  # what waited when the node last ended
         self._idle = asyncio.Event()
@@ -84,15 +88,43 @@ class Masking:
 
     async def _show(self, batch: Sequence[Waiting]) -> None:
         payloads = [_payload_of(post) for post in batch]
-        scrubbed = await self._scrubber.scrub_many([payload.text for payload in payloads])
+        scrubbed = await self._scrubber.scrub_many([without_hidden(payload.text) for payload in payloads])
+        await self._look_for_outage(scrubbed)
+        names = await self._names.masked(name for payload in payloads for name in _names_of(payload))
         rows: list[PostRow] = []
         withheld: list[bytes] = []
         for post, payload, masked in zip(batch, payloads, scrubbed, strict=True):
-            rows.append(draft(post, payload, WITHHELD if masked is None else masked.text))
-            if masked is None:
+            rows.append(draft(post, _with_names(payload, names), WITHHELD if masked is None else masked.text))
+            if masked is None or any(names[name] is None for name in _names_of(payload)):
                 withheld.append(post.id)
         await self._store.show(rows, frozenset(withheld))
         self._withheld = self._withheld or bool(withheld)
+
+    async def _look_for_outage(self, scrubbed: Sequence[ScrubbedText | None]) -> None:
+        """A scrubber that cannot check anything is no verdict on these posts: they wait, and no attempt is counted.
+
+        Raises:
+            CannotCheck: so it is.
+        """
+        if all(masked is None for masked in scrubbed) and (await self._scrubber.scrub_many(["."]))[0] is None:
+            raise CannotCheck
+
+
+class CannotCheck(AgentMeshError):
+    """Nothing can be checked for secrets at present."""
+
+
+def _names_of(payload: PostPayload) -> list[str]:
+    return [name for name in (payload.author, payload.topic, payload.branch) if name is not None]
+
+
+def _with_names(payload: PostPayload, shown: Mapping[str, str | None]) -> PostPayload:
+    return msgspec.structs.replace(
+        payload,
+        author=shown[payload.author] or _UNCHECKED_NAME,
+        topic=payload.topic and shown[payload.topic],
+        branch=payload.branch and shown[payload.branch],
+    )
 
 
 def _payload_of(post: Waiting) -> PostPayload:

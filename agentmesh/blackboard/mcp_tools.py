@@ -163,8 +163,11 @@ class Tools:
 
     async def _post(self, ctx: Context, given: Mapping[str, Value]) -> types.CallToolResult:
         masked = self._mask(str(given["text"]), self._caller.environ)
-        body: dict[str, Value | None] = {**given, "text": masked.text}
-        body.setdefault("from", self._caller.author)
+        body: dict[str, Value | None] = {"from": self._caller.author, **given}
+        for name in ("from", "topic", "reply_to"):  # the node refuses what is masked in a name, and says so
+            if (value := body.get(name)) is not None:
+                body[name] = self._mask(str(value), self._caller.environ).text
+        body["text"] = masked.text
         body.setdefault("idempotency_key", uuid4().hex)
         receipt = await self._board.post(body)
         receipt = msgspec.structs.replace(

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from agentmesh.blackboard.authors import AuthorMinutes
+from agentmesh.blackboard.logic.hidden import without_hidden
 from agentmesh.blackboard.logic.limits import MAX_IDEMPOTENCY_KEY_CHARS, MAX_POST_BYTES, MAX_RAW_POST_BYTES
 from agentmesh.blackboard.logic.post import (
     POST,
@@ -27,6 +28,7 @@ from agentmesh.blackboard.logic.post import (
     read_heading,
 )
 from agentmesh.blackboard.logic.query import PostRow
+from agentmesh.blackboard.names import Names, refuse_masked
 from agentmesh.blackboard.ports import Posted, PostView, Publisher, Redaction, TextScrubber
 from agentmesh.blackboard.related import related_posts
 from agentmesh.blackboard.store import BlackboardStore
@@ -67,6 +69,7 @@ class Poster:
         *,
         store: BlackboardStore,
         scrubber: TextScrubber,
+        names: Names,
         publisher: Publisher,
         clock: Clock,
         own_node: bytes,
@@ -75,6 +78,7 @@ class Poster:
     ) -> None:
         self._store = store
         self._scrubber = scrubber
+        self._names = names
         self._publisher = publisher
         self._clock = clock
         self._own_node = own_node
@@ -87,6 +91,8 @@ class Poster:
     ) -> Posted:
         """See BlackboardService.post."""
         check_text(text, MAX_RAW_POST_BYTES)
+        refuse_masked("author's name", author)
+        refuse_masked("topic", topic or "")
         asked = _Asked(text, check_author(author), check_topic(topic) if topic else None, reply_to)
         if not idempotency_key:
             return await self._post_new(asked, None)
@@ -119,7 +125,10 @@ class Poster:
         self._minutes.reserve(asked.author, reserved_ms)
         try:
             self._check_quota(reserved_ms)
-            masked = await self._scrubber.scrub(asked.text)
+            await self._names.check_own("author's name", asked.author)
+            if asked.topic is not None:
+                await self._names.check_own("topic", asked.topic)
+            masked = await self._scrubber.scrub(without_hidden(asked.text))
             check_text(masked.text, MAX_POST_BYTES)
             redactions = tuple(Redaction(r.kind, r.count) for r in masked.redactions)
             heading = _heading(masked.text, asked.topic)

@@ -35,6 +35,7 @@ from agentmesh.blackboard.logic.limits import (
 from agentmesh.blackboard.logic.post import RETRACTION
 from agentmesh.blackboard.logic.query import Filters, PostRow, clean
 from agentmesh.blackboard.masking import Masking
+from agentmesh.blackboard.names import Names
 from agentmesh.blackboard.ports import BoardEvent, NameCount, Page, Posted, PostView, Publisher, TextScrubber
 from agentmesh.blackboard.posting import Poster
 from agentmesh.blackboard.store import BlackboardStore
@@ -74,11 +75,13 @@ class BlackboardService:
         self._node_name = node_name
         self._tasks = TaskSet("blackboard")
         self._live = Live(self.view)
-        self._masking = Masking(store, scrubber)
+        names = Names(scrubber)
+        self._masking = Masking(store, scrubber, names)
         self._minutes = AuthorMinutes(author_posts_per_minute)
         self._poster = Poster(
             store=store,
             scrubber=scrubber,
+            names=names,
             publisher=publisher,
             clock=clock,
             own_node=own_node,

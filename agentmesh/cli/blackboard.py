@@ -117,11 +117,11 @@ def _post(home: Home, words: Sequence[str], options: Mapping[str, Any]) -> None:
     from agentmesh.blackboard.logic.scrub_env import mask_environment
 
     masked = mask_environment(text, os.environ)
+    # The node refuses what is masked in a name, and says so.
+    names = {"reply_to": options["reply_to"], "topic": options["topic"], "from": author}
     body = {
         "text": masked.text,
-        "reply_to": options["reply_to"],
-        "topic": options["topic"],
-        "from": author or None,
+        **{name: mask_environment(value, os.environ).text if value else None for name, value in names.items()},
         "idempotency_key": secrets.token_hex(16),
     }
     posted = request_with_node(home, "POST", f"{_ROUTE}/post", json=body, repeatable=True)

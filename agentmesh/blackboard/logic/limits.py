@@ -71,6 +71,7 @@ SCRUB_BATCH: Final = 64  # posts from peers scrubbed and indexed at a time
 MASKING_ATTEMPTS: Final = 4  # then a post that the scrubber cannot check stays without its text
 MASKING_AGAIN_MS: Final = MINUTE_MS  # between attempts
 SCRUB_RETRY_MS: Final = 2 * SECOND_MS  # the scrubber is not there: try again
+MAX_CHECKED_NAMES: Final = 4_096  # names of authors, topics and branches whose check for secrets is remembered
 MAX_AUTHOR_NAMES: Final = 10_000  # author names whose last minute is remembered
 AUTHOR_WINDOW_MS: Final = MINUTE_MS
 MAX_WAITERS: Final = 1_024  # long polls at once

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from agentmesh.blackboard.logic.hidden import without_hidden
 from agentmesh.blackboard.logic.redaction import Finding, Masked, kind_name, mask, resolve
 from agentmesh.blackboard.logic.scrub_limits import MAX_ENV_SECRET_CHARS, MAX_ENV_SECRETS, MIN_ENV_SECRET_CHARS
 from agentmesh.blackboard.logic.secret_names import names_a_secret
@@ -48,6 +49,7 @@ def secret_values(environ: Mapping[str, str]) -> tuple[SecretValue, ...]:
 
 def mask_environment(text: str, environ: Mapping[str, str]) -> Masked:
     """The text with every secret value of the environment replaced by its variable's name: `{{OPENAI_API_KEY}}`."""
+    text = without_hidden(text)
     findings: list[Finding] = []
     for secret in secret_values(environ):
         start = text.find(secret.value)

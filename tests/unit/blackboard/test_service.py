@@ -248,7 +248,7 @@ async def test_a_text_that_never_can_be_checked_is_tried_a_few_times_only(
         await board.see(board.peer_post("[stall] always"))
         while board.service._masking._withheld:
             await asyncio.sleep(0)
-        assert board.scrubber.asked == ["[stall] always"] * 4
+        assert [text for text in board.scrubber.asked if "[stall]" in text] == ["[stall] always"] * 4
         assert [p.text for p in (await board.service.feed()).posts] == [WITHHELD]
 
 
