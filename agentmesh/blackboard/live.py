@@ -53,18 +53,20 @@ class Subscription:
     """One event stream. After a `dropped` event nothing more comes."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[BoardEvent] = asyncio.Queue(SUBSCRIBER_QUEUE)
+        self._queue: asyncio.Queue[BoardEvent] = asyncio.Queue()
+        self._last_id = "0"
         self.dropped = False
 
     def push(self, event: BoardEvent) -> None:
         if self.dropped:
             return
-        try:
+        if self._queue.qsize() < SUBSCRIBER_QUEUE:
             self._queue.put_nowait(event)
-        except asyncio.QueueFull:
+            self._last_id = event.id
+        else:
+            # It carries the id of the last event that can still be read, so that who resumes from it misses none.
             self.dropped = True
-            self._queue.get_nowait()
-            self._queue.put_nowait(BoardEvent("dropped", event.id, None))
+            self._queue.put_nowait(BoardEvent("dropped", self._last_id, None))
 
     async def next(self, timeout_s: float) -> BoardEvent | None:
         """The next event, or None when there was none in the time."""
@@ -83,6 +85,10 @@ class Live:
         self._waiters: list[Waiter] = []
         self._subscriptions: list[Subscription] = []
         self._last_arrival = 0
+
+    def go_on_from(self, arrival: int) -> None:
+        """Events count on from those of the run before: who resumes from a later one must not be given the whole board."""
+        self._last_arrival = max(self._last_arrival, arrival)
 
     @property
     def subscribers(self) -> int:

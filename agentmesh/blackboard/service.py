@@ -101,6 +101,7 @@ class BlackboardService:
         now_ms = self._clock.now_ms()
         for author, posted_ms in await self._store.authors_since(now_ms - AUTHOR_WINDOW_MS):
             self._minutes.remember(author, posted_ms)
+        self._live.go_on_from(await self._store.last_arrival())
         self._tasks.spawn(self._masking.run(), name="masking")
 
     async def close(self) -> None:

@@ -274,7 +274,7 @@ class _Wanted:
 
 def _show_event(event: ServerEvent, wanted: _Wanted, *, as_json: bool) -> None:
     if event.event == "dropped":
-        note("posts came faster than they could be shown; some are missing here")
+        note("posts come faster than they can be shown; going on from the last one")
     if event.event != "post":
         return
     post = cast("dict[str, Any]", json.loads(event.data))

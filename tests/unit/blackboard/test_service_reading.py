@@ -170,10 +170,32 @@ async def test_a_follower_that_does_not_keep_up_is_dropped_and_told_so(
         await anext(events)
         for i in range(6):
             await board.service.post(f"post {i}")
-        kinds = [event.event async for event in events if event is not None]
-        assert kinds[-1] == "dropped"
-        assert len(kinds) == 3
+        seen = [event async for event in events if event is not None]
+        assert [event.event for event in seen] == ["post", "post", "post", "dropped"]
         assert board.service._live.subscribers == 0
+        texts = [event.post.text for event in seen if event.post is not None]
+        resumed = board.service.events(seen[-1].id)
+        await anext(resumed)
+        for _ in range(3):
+            missed = await asyncio.wait_for(anext(resumed), 10)
+            assert missed is not None and missed.post is not None
+            texts.append(missed.post.text)
+        assert texts == [f"post {i}" for i in range(6)]
+        await resumed.aclose()
+
+
+async def test_an_event_after_a_restart_is_not_older_than_those_before(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        one = await board.service.post("one")
+        key, published = board.key, board.publisher.published
+    async with open_board(tmp_path, key=key) as board:
+        board.publisher.published += published
+        events = board.service.events()
+        await anext(events)
+        await board.service.retract(one.id)
+        gone = await asyncio.wait_for(anext(events), 10)
+        assert gone is not None and gone.event == "retracted" and gone.id == "1"
+        await events.aclose()
 
 
 async def test_ambiguous_short_ids_are_named(tmp_path: Path) -> None:
