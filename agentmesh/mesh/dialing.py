@@ -6,12 +6,15 @@ Staggered as in Happy Eyeballs (RFC 8305, section 5): a dead address costs a qua
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 from agentmesh.core.errors import NotAdmitted, PeerError, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.transport import Connection, Transport
+
+_log = logging.getLogger(__name__)
 
 STAGGER_S: Final = 0.25  # RFC 8305 recommends 250 ms between attempts
 DIAL_TIMEOUT_S: Final = 5.0  # one address, QUIC handshake included: five lost first packets
@@ -32,6 +35,10 @@ async def dial_first(transport: Transport, node: bytes, addresses: Sequence[str]
         tasks.spawn(race.run(address, position * STAGGER_S, len(addresses)), name=address)
     try:
         await race.decided.wait()
+    except asyncio.CancelledError:
+        if race.winner is not None:
+            race.winner.close("the dial was given up")
+        raise
     finally:
         race.over = True  # whatever connects from here on is closed where it connects
         await tasks.close()
@@ -57,12 +64,19 @@ class _Race:
         try:
             connection = await self._transport.dial(self._node, address, DIAL_TIMEOUT_S)
         except PeerError as error:
-            self.errors.append(error)
-            if len(self.errors) == runners:
-                self.decided.set()
+            self._failed(error, runners)
+            return
+        except Exception as error:  # noqa: BLE001 - a task's root; addresses come from peers and may break the resolver
+            _log.warning("dialling %s failed on this side: %r", address[:80], error)
+            self._failed(Unreachable(f"{address[:80]} cannot be dialled from here."), runners)
             return
         if self.over or self.winner is not None:
             connection.close("another address was quicker")
             return
         self.winner = connection
         self.decided.set()
+
+    def _failed(self, error: PeerError, runners: int) -> None:
+        self.errors.append(error)
+        if len(self.errors) == runners:
+            self.decided.set()

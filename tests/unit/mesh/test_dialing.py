@@ -8,7 +8,9 @@ import pytest
 
 from agentmesh.core.errors import NotAdmitted, Unreachable
 from agentmesh.mesh.dialing import dial_first
-from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
+from agentmesh.mesh.identity import NodeKey
+from agentmesh.mesh.memory import MemoryConnection, MemoryNetwork, MemoryTransport
+from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.transport import Connection
 
 NODE, OTHER, CLIENT = b"n" * 32, b"o" * 32, b"c" * 32
@@ -60,3 +62,19 @@ async def test_a_cancelled_dial_leaves_no_task_behind() -> None:
     assert len(asyncio.all_tasks()) == before
     await client.close()
     await server.close()
+
+
+async def test_an_address_that_breaks_the_resolver_counts_as_unreachable() -> None:
+    client = QuicTransport(NodeKey.generate())
+    with pytest.raises(Unreachable):
+        await asyncio.wait_for(dial_first(client, NODE, [f"{'a' * 64}.example:7777"]), 2)
+    await client.close()
+
+
+async def test_a_machine_that_cannot_open_a_socket_does_not_hang_the_dial() -> None:
+    class Broken(MemoryTransport):
+        async def dial(self, node: bytes, address: str, timeout_s: float) -> MemoryConnection:
+            raise OSError(24, "Too many open files")
+
+    with pytest.raises(Unreachable):
+        await asyncio.wait_for(dial_first(Broken(MemoryNetwork(), CLIENT), NODE, ["127.0.0.1:9"]), 2)
