@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S: Final = 5.0  # a clean leave; then the process ends as if it had been killed, which loses nothing either
+# How long a thread may keep the interpreter when the event loop wants it (Python's default is 5 ms). Hashing, writing and
+# scrubbing threads delayed each wake-up of the loop by 5.7 ms with the default and by 1.7 ms with this (measured).
+SWITCH_INTERVAL_S: Final = 0.001
 IDLE_CHECKS: Final = 20  # looks at idleness within one idle_exit
 IDLE_CHECK_MAX_S: Final = 60.0
 
@@ -41,6 +44,7 @@ def run_process(home: Home, options: NodeOptions) -> int:
         AgentMeshError: the node could not start (in the foreground; in the background the starter is told).
     """
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     pipe = ReadyPipe(options.ready_fd)
     try:
         home.prepare()

@@ -26,7 +26,7 @@ from agentmesh.blackboard.service import BlackboardService
 from agentmesh.blackboard.store import BlackboardStore
 from agentmesh.console.guard import Activity, BodyLimit, Guard
 from agentmesh.console.http import build_app
-from agentmesh.core.clock import Clock, SystemClock
+from agentmesh.core.clock import Clock, SteadyClock
 from agentmesh.core.config import DEFAULT_CONSOLE_PORT, Config
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.paths import Home
@@ -67,7 +67,9 @@ class Node:
         self._on_mesh = on_mesh
         self._options = options
         self._config = config
-        self._clock: Clock = SystemClock()
+        self._clock: Clock = (
+            SteadyClock()
+        )  # timers and the dates of records share it; a wall clock set back stalls neither
         self._leave = False
         self._tasks = TaskSet("node")
         self._undo: list[tuple[str, Stop]] = []
