@@ -14,8 +14,9 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -24,7 +25,7 @@ from agentmesh.control.client import AsyncNodeClient, NodeClient
 from agentmesh.control.errors import NodeLost, NodeSilent, error_from_response
 from agentmesh.control.http1 import Query
 from agentmesh.control.lock import FileLock, wait_until_free
-from agentmesh.control.tokens import JOIN_VARIABLE, join_tokens
+from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
 
@@ -32,6 +33,16 @@ START_TIMEOUT_S: Final = 15.0  # a cold start takes 1 to 2 s on two cores; ten t
 END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
 PROBE_TIMEOUT_S: Final = 5.0
 LOG_TAIL_LINES: Final = 5
+
+# Of the starter's environment: ours, who the user is (the scrubber masks it), where things are, how text is encoded, and
+# what the interpreter and the dynamic linker may need to start at all.
+KEPT_VARIABLES: Final = frozenset(
+    (
+        *("AGENTMESH_BIND_HOST", "AGENTMESH_LOG", "HOME", "USER", "LOGNAME", "USERNAME", "SUDO_USER", "PATH", "TMPDIR"),
+        *("TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    )
+)
+KEPT_VARIABLE_PREFIXES: Final = ("LC_", "PYTHON", "LD_", "DYLD_")
 
 Say = Callable[[str], None]
 
@@ -199,30 +210,29 @@ def _start(home: Home, say: Say) -> None:
 
 def _spawn(home: Home, log: Path, ready_fd: int) -> None:
     """Run the node's command detached: own session, no terminal, output to its log, at home in its home."""
-    environment = {**os.environ, "AGENTMESH_HOME": str(home.root)}
-    if tokens := join_tokens(()):  # resolved here: `@FILE` is relative to this process's directory
-        environment[JOIN_VARIABLE] = " ".join(tokens)
-    package_parent = Path(agentmesh.__file__).resolve().parent.parent
-    if package_parent.name not in ("site-packages", "dist-packages"):  # run from a checkout
-        inherited = os.environ.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([str(package_parent), *([inherited] if inherited else [])])
     # -P: the home is the working directory and must not be a place to import modules from.
     command = [sys.executable, "-P", "-m", "agentmesh", "--background", "--ready-fd", str(ready_fd)]
+    tokens = join_tokens(())  # resolved here: `@FILE` is relative to this process's directory
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
+        with (
+            # Tokens go over stdin: a process's environment and arguments can be read as long as it lives.
+            tempfile.TemporaryFile(dir=home.run) if tokens else Path(os.devnull).open("rb") as stdin,
+            os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as output,
+        ):
+            if tokens:
+                stdin.write("\n".join(tokens).encode("utf-8"))
+                stdin.seek(0)
+                command += ["--join", "-"]
             starter = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
                 cwd=home.root,
-                env=environment,
+                env=node_environment(os.environ, home),
                 start_new_session=True,
                 pass_fds=(ready_fd,),
             )
-        finally:
-            os.close(descriptor)
         # It forks the node off and ends at once, so that the node is nobody's child and leaves no zombie here.
         starter.wait(START_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -231,6 +241,22 @@ def _spawn(home: Home, log: Path, ready_fd: int) -> None:
         raise NoNode("No node could be started: its process hangs at its start.") from error
     except OSError as error:
         raise NoNode(f"No node could be started: {error.strerror or error}.") from error
+
+
+def node_environment(own: Mapping[str, str], home: Home) -> dict[str, str]:
+    """What a node in the background gets of this process's environment: names that are known to be needed, no others.
+
+    It outlives the shell, CI job or agent that started it by days; their secrets must not, neither there nor in a core dump.
+    """
+    kept = {
+        name: value for name, value in own.items() if name in KEPT_VARIABLES or name.startswith(KEPT_VARIABLE_PREFIXES)
+    }
+    kept["AGENTMESH_HOME"] = str(home.root)
+    package_parent = Path(agentmesh.__file__).resolve().parent.parent
+    if package_parent.name not in ("site-packages", "dist-packages"):  # run from a checkout
+        inherited = own.get("PYTHONPATH")
+        kept["PYTHONPATH"] = os.pathsep.join([str(package_parent), *([inherited] if inherited else [])])
+    return kept
 
 
 def await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentmesh.control.start import await_report, parse_version, start_failure
+from agentmesh.control.start import await_report, node_environment, parse_version, start_failure
 from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import NoNode, TokenError
+from agentmesh.core.paths import Home
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,19 @@ def test_a_source_without_a_token_is_named(monkeypatch: pytest.MonkeyPatch, sour
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b" \n")))
     with pytest.raises(TokenError):
         join_tokens((source,))
+
+
+def test_a_background_node_gets_no_secret_of_its_starters_environment(tmp_path: Path) -> None:
+    own = {
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "OPENAI_API_KEY": "x",
+        "AGENTMESH_JOIN": "amesh1.x",
+        "AGENTMESH_AUTHOR": "ada",
+        "SSH_AUTH_SOCK": "/x",
+        "PATH": "/bin",
+        "LC_ALL": "C.UTF-8",
+        "AGENTMESH_BIND_HOST": "127.0.0.1",
+    }
+    given = node_environment(own, Home(tmp_path))
+    assert set(given) - {"PYTHONPATH"} == {"PATH", "LC_ALL", "AGENTMESH_BIND_HOST", "AGENTMESH_HOME"}
+    assert given["AGENTMESH_HOME"] == str(tmp_path)
