@@ -15,6 +15,7 @@ import click
 
 import agentmesh
 from agentmesh.cli.blackboard import blackboard, install_skill
+from agentmesh.cli.mesh import mesh
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
 from agentmesh.cli.output import fail
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
@@ -100,12 +101,13 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (blackboard, status, invite, revoke, leave, stop):
+for command in (blackboard, status, invite, revoke, leave, stop, mesh):
     cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or refused input, 3 no node."""
+    _fill_closed_streams()
     try:
         result: object = cli.main(arguments, prog_name="agentmesh", standalone_mode=False)
         sys.stdout.flush()
@@ -120,17 +122,43 @@ def run(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).debug("failed", exc_info=error)
         fail(redact(error.message))
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Nothing more may be written, not even by the interpreter's own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _discard_output()
         return EXIT_DONE
-    except Exception as error:
-        logging.getLogger(__name__).debug("failed", exc_info=error)
-        fail(
-            redact(f"this is a defect in agentmesh: {type(error).__name__}: {error}. AGENTMESH_LOG=debug shows where.")
-        )
+    except OSError as error:
+        # Other files' errors are translated where they occur; what comes here has no file's name: it is our own output.
+        if error.filename is not None:
+            return _defect(error)
+        _discard_output()
+        fail(f"The output could not be written: {error.strerror}.")
         return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - the root of the process
+        return _defect(error)
     return result if isinstance(result, int) else EXIT_DONE
+
+
+def _defect(error: Exception) -> int:
+    logging.getLogger(__name__).debug("failed", exc_info=error)
+    fail(redact(f"this is a defect in agentmesh: {type(error).__name__}: {error}. AGENTMESH_LOG=debug shows where."))
+    return EXIT_FAILED
+
+
+def _discard_output() -> None:
+    """Nothing more may be written, not even by the interpreter's own flush at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fill_closed_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed: else the next file or socket opened gets its number, and what
+    is printed goes there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:  # as the interpreter leaves it when the descriptor was closed at its start
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _usage_sentence(error: click.ClickException) -> str:

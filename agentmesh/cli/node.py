@@ -20,6 +20,7 @@ from agentmesh.core.paths import Home
 from agentmesh.core.units import parse_duration_ms
 
 POLICY_KEYS: Final = ("posts_per_minute", "posts_per_day", "author_posts_per_minute")
+MAX_ID_CHARS: Final = 128  # twice the longest id
 MAX_POLICY_VALUE: Final = 1_000_000_000
 
 
@@ -39,6 +40,8 @@ def run_node(options: Mapping[str, Any]) -> int:
         bind_port=options["bind_port"],
         policy=parse_policy(options["policy"]),
     )
+    if options["background"]:
+        _drop_stdin()
     os.environ.pop(JOIN_VARIABLE, None)  # read above; the workers that the node starts need no invite
     from agentmesh.node.process import run_process
 
@@ -50,6 +53,13 @@ def _fork_off() -> None:
     """Go on as a child of init: whoever starts a node may live long (an MCP server) and shall keep no zombie."""
     if os.fork() > 0:
         os._exit(0)
+
+
+def _drop_stdin() -> None:
+    """The tokens that came over it are read; nothing else does."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
 
 
 def parse_policy(pairs: tuple[str, ...]) -> dict[str, int]:
@@ -72,7 +82,14 @@ def status(as_json: bool) -> None:
 
     Starts nothing: when no node runs, it says so and exits with 3.
     """
-    report = NodeClient(Home.from_environment()).request("GET", "/api/status")
+    try:
+        report = NodeClient(Home.from_environment()).request("GET", "/api/status")
+    except NoNode as error:
+        if type(error) is not NoNode:  # it is there but silent, stopping or somebody else's
+            raise
+        raise NoNode(
+            f"{error.message} To start one: agentmesh --client, or any agentmesh blackboard command."
+        ) from error
     if as_json:
         emit_json(report)
     else:
@@ -148,6 +165,14 @@ def revoke(target: str) -> None:
 
     NODE or INVITE is an id or its beginning. A revoked node is disconnected everywhere and its posts are dropped.
     """
+    if target.startswith("amesh1."):
+        raise InvalidInput(
+            "That is an invite token; give the invite's id, which agentmesh invite --json prints as invite_id."
+        )
+    if not (target.isascii() and target.isalnum() and len(target) <= MAX_ID_CHARS):
+        raise InvalidInput(
+            "A node id or an invite id is letters and digits; the first 8 are enough. See agentmesh status."
+        )
     done = request_with_node(Home.from_environment(), "POST", "/api/mesh/revoke", json={"target": target})
     note(str(done["message"]))
 

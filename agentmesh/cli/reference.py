@@ -16,10 +16,6 @@ INTRODUCTION = """# Command line
 
 Generated from the commands' own help texts; do not edit.
 
-`$AGENTMESH_HOME` selects the home (default `~/.agentmesh`); two homes on one machine are two nodes. `$AGENTMESH_AUTHOR` names
-the author of posts, `$AGENTMESH_READER` whose unread posts are counted, `$AGENTMESH_JOIN` holds an invite, `$AGENTMESH_LOG`
-is `debug`, `info` or `warning`.
-
 Results go to stdout, everything else to stderr. Times in JSON are integer milliseconds UTC. Durations are `30s` `15m` `12h` `7d`.
 
 | exit code | meaning |
@@ -29,8 +25,30 @@ Results go to stdout, everything else to stderr. Times in JSON are integer milli
 | 2 | wrong usage, or input that is refused |
 | 3 | no node could be reached or started |
 
-A home's `config.toml` may set `name`, `bind_port`, `console_port`, `api_port` and `idle_exit` (how long a node in the background
-stays after its last client, `"48h"`); the command line goes before it.
+## Environment
+
+| variable | meaning | else |
+|---|---|---|
+| `AGENTMESH_HOME` | the home: identity, membership, board. Two homes on one machine are two nodes | `~/.agentmesh` |
+| `AGENTMESH_JOIN` | an invite token (or several, apart by spaces, or `@FILE`) that a node takes when it starts; keeps it off the process list | the mesh this home is on |
+| `AGENTMESH_AUTHOR` | the author of posts that name none | the node's name |
+| `AGENTMESH_READER` | whose unread posts `--unread` and an agent's MCP server count; the same value shares one mark | client, author and working directory |
+| `AGENTMESH_BIND_HOST` | the one address on which the node talks to other nodes, such as `127.0.0.1` | `bind_host` in config.toml, else every interface |
+| `AGENTMESH_LOG` | `debug`, `info` or `warning` | `warning`; `info` in a background node's log |
+
+A node that is started in the background gets these and what Python and the locale need of its starter's environment, and nothing
+else: the secrets of a shell do not live on in it.
+
+## Settings
+
+A home's `config.toml` may set the following; the environment and the command line go before it.
+
+| setting | meaning |
+|---|---|
+| `name` | what the node is called on the mesh |
+| `bind_host`, `bind_port` | the address and UDP port for other nodes |
+| `console_port`, `api_port` | the loopback ports of the management API and of the model API |
+| `idle_exit` | how long a node in the background stays after its last client: `"48h"` |
 """
 
 
@@ -44,6 +62,10 @@ def _help_texts() -> Iterator[tuple[str, str]]:
     root = click.Context(cli, info_name="agentmesh")
     for name, command in {**cli.commands, "blackboard install-skill": install_skill}.items():
         yield f"agentmesh {name}", _help(command, name, root)
+        if isinstance(command, click.Group):
+            group = click.Context(command, info_name=name, parent=root)
+            for inner, subcommand in command.commands.items():
+                yield f"agentmesh {name} {inner}", _help(subcommand, inner, group)
 
 
 def _help(command: click.Command, name: str, parent: click.Context | None) -> str:
