@@ -26,7 +26,7 @@ from agentmesh.core.units import SECOND_MS
 from agentmesh.mesh.identity import NodeKey, decode_id, encode_id, replace_durably
 from agentmesh.mesh.logic.certificate import Certificate, Chain, decode_chain, encode_chain, leaf_of
 from agentmesh.mesh.logic.handshake_messages import InviteRefused, RefusalCode
-from agentmesh.mesh.logic.limits import KNOWN_PEERS
+from agentmesh.mesh.logic.limits import KNOWN_PEERS, MAX_CLOCK_SKEW_MS
 
 _log = logging.getLogger(__name__)
 
@@ -236,7 +236,8 @@ class MembershipFile:
     # -------------------------------------------------------------- timestamps
 
     def next_timestamp(self, now_ms: int) -> int:
-        """max(now, last + 1), across restarts too: what this node signs is never dated twice or backwards.
+        """max(now, last + 1), across restarts too: what this node signs is never dated twice or backwards (while its clock
+        is not set back by more than admission tolerates anyway).
 
         Raises:
             StorageError: the reservation could not be written; nothing may be signed.
@@ -246,6 +247,10 @@ class MembershipFile:
             if not text.isdecimal() or len(text) > 16:
                 raise _damaged(self.folder / "timestamp")
             self._reserved_ms = self._last_ms = int(text)
+        if self._last_ms >= now_ms + MAX_CLOCK_SKEW_MS:
+            # The clock ran ahead and was set right. Going on from there, all that this node writes would be "not yet"
+            # everywhere, for hours or years.
+            self._last_ms = self._reserved_ms = 0
         timestamp_ms = max(now_ms, self._last_ms + 1)
         if timestamp_ms > self._reserved_ms:
             self._write("timestamp", str(timestamp_ms + RESERVED_MS).encode())
@@ -258,6 +263,8 @@ class MembershipFile:
         self._last_ms = max(self._last_ms, timestamp_ms)
 
     def _write(self, name: str, data: bytes) -> None:
+        if len(data) > MAX_FILE_BYTES:  # it could not be read again
+            raise StorageError(f"{self.folder / name} would become too large. Nothing was changed.")
         _replace(self.folder / name, data)
 
 

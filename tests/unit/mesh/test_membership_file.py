@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.core.errors import Ambiguous, HomeError, InvalidInput, NotFound, StorageError
 from agentmesh.core.paths import Home
-from agentmesh.core.units import DAY_MS
+from agentmesh.core.units import DAY_MS, MINUTE_MS
 from agentmesh.mesh import membership_file
 from agentmesh.mesh.authority import Authority, export_root, found_mesh
 from agentmesh.mesh.identity import NodeKey, encode_id, verify
@@ -133,12 +133,28 @@ def test_a_lost_list_of_uses_admits_nobody_rather_than_too_many(membership: Memb
 
 
 def test_timestamps_never_repeat_or_go_back_even_after_a_crash(home: Home, membership: MembershipFile) -> None:
-    stamps = [membership.next_timestamp(now) for now in (NOW_MS, NOW_MS, NOW_MS - DAY_MS, NOW_MS + 1)]
+    stamps = [membership.next_timestamp(now) for now in (NOW_MS, NOW_MS, NOW_MS - MINUTE_MS, NOW_MS + 1)]
     assert stamps == [NOW_MS, NOW_MS + 1, NOW_MS + 2, NOW_MS + 3]
     again = MembershipFile.open(home, membership.mesh)
     assert again.next_timestamp(NOW_MS) > stamps[-1]
-    again.note_timestamp(NOW_MS + DAY_MS)
-    assert again.next_timestamp(NOW_MS) == NOW_MS + DAY_MS + 1
+    again.note_timestamp(NOW_MS + MINUTE_MS)
+    assert again.next_timestamp(NOW_MS) == NOW_MS + MINUTE_MS + 1
+
+
+def test_a_clock_that_ran_ahead_and_was_set_right_is_forgotten(home: Home, membership: MembershipFile) -> None:
+    membership.next_timestamp(NOW_MS + 400 * DAY_MS)
+    assert membership.next_timestamp(NOW_MS) == NOW_MS
+    membership.next_timestamp(NOW_MS + 400 * DAY_MS)
+    again = MembershipFile.open(home, membership.mesh)
+    assert again.next_timestamp(NOW_MS) == NOW_MS
+    assert MembershipFile.open(home, membership.mesh).next_timestamp(NOW_MS) > NOW_MS
+
+
+def test_a_file_too_large_to_be_read_again_is_not_written(membership: MembershipFile, home: Home) -> None:
+    membership.add_invite(b"s" * 16, IssuedInvite(b"", NOW_MS + DAY_MS, 1), NOW_MS)
+    with pytest.raises(StorageError, match="too large"):
+        membership.add_invite(b"t" * 16, IssuedInvite(bytes(membership_file.MAX_FILE_BYTES), NOW_MS + DAY_MS), NOW_MS)
+    assert set(MembershipFile.open(home, membership.mesh).invites()) == {b"s" * 16}
 
 
 def test_timestamps_are_written_rarely(membership: MembershipFile, monkeypatch: pytest.MonkeyPatch) -> None:
