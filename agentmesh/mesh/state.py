@@ -33,16 +33,22 @@ async def load_state(
     """
     trust = Trust(mesh, verify)
     gone: list[bytes] = []
+    waiting: list[bytes] = []
     for kind in TRUST_KINDS:
         for signed in await store.load_kind(kind):
             record = _parse(signed, mesh)
-            if record is not None and trust.consider(record, now_ms, from_store=True).outcome is Outcome.REFUSED:
+            if record is None:
+                continue
+            outcome = trust.consider(record, now_ms, from_store=True).outcome
+            if outcome is Outcome.REFUSED:
                 gone.append(record.id)
+            elif outcome is Outcome.NOT_YET:  # this clock is behind: a peer offers it again when it is set right
+                waiting.append(record.id)
     changes = trust.take_changes()
     gone += changes.dropped
     index = RecordIndex(rules, trust.standing, trust.scopes, trust.policy)
     entries, tombstones = await store.load_index()
-    absent = frozenset(gone)
+    absent = frozenset((*gone, *waiting))
     dropped = index.restore([entry for entry in entries if entry.id not in absent], tombstones, now_ms)
     await store.drop([*gone, *dropped])
     _log.info("loaded %d records, dropped %d", len(index), len(gone) + len(dropped))

@@ -54,9 +54,8 @@ class KindRule:
     retracts: str | None = None
     """The quota kind that a record of this kind takes the place of: subkey = the other's id, timestamp = the other's timestamp."""
     self_certifying: bool = False
-    """Trust judges each record by itself, so its author need not be a known member when it arrives."""
-    outlives_author: bool = False
-    """Stays when its author is out: who left by their own word must stay out."""
+    """Trust judges each record by itself: its author need not be a known member when it arrives, and it stays when its
+    author is out, unless Trust says otherwise. Who left by their own word must stay out; a voucher may outlast its author."""
     validate: Validate = _anything
 
     def __post_init__(self) -> None:
@@ -85,7 +84,6 @@ REVOCATION: Final = KindRule(
     max_lifetime_ms=REVOCATION_LIFETIME_MS,
     order_class=TRUST_FIRST,
     self_certifying=True,
-    outlives_author=True,
 )
 POLICY: Final = KindRule(
     name="policy",
@@ -93,7 +91,6 @@ POLICY: Final = KindRule(
     max_lifetime_ms=100 * YEAR_MS,  # root may be offline for good; a mesh outlives neither its policy nor its users
     order_class=TRUST_FIRST,
     self_certifying=True,
-    outlives_author=True,
 )
 NODE: Final = KindRule(
     name="node",

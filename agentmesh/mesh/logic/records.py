@@ -81,12 +81,17 @@ class RecordIndex:
         return Snapshot(items, [*self._refused.current(now_ms), *self._discarded])
 
     def next_timestamp(self, author: bytes, now_ms: int) -> int:
-        """A timestamp later than that of every record of the author that is or was here; each call gives a later one."""
+        """A timestamp later than that of every record of the author that is or was here; each call gives a later one.
+
+        What was dated by a clock that ran ahead and was set right does not count: all else would be "not yet" for as long.
+        """
         latest_ms = self._latest_ms.get(author)
         if latest_ms is None:
             here = (entry.timestamp_ms for entry in self._entries.values() if entry.author == author)
             gone = (entry.timestamp_ms for entry in self._quota if entry.author == author)
             latest_ms = max((*here, *gone), default=0)
+        if latest_ms >= now_ms + MAX_CLOCK_SKEW_MS:
+            latest_ms = 0
         latest_ms = self._latest_ms[author] = max(now_ms, latest_ms + 1)
         return latest_ms
 
@@ -143,12 +148,12 @@ class RecordIndex:
             return Refused(Reason.EXPIRED)
         if record.timestamp_ms > now_ms + MAX_CLOCK_SKEW_MS:
             return NotYet(Reason.TOO_EARLY)
+        if rule.self_certifying:
+            return None  # Trust has judged it; another word here would part the two
         standing = self._standing(record.author, now_ms)
-        if standing == Standing.OUT and not rule.outlives_author:
+        if standing == Standing.OUT:
             return Refused(Reason.AUTHOR_OUT)
-        if standing == Standing.UNKNOWN and not rule.self_certifying:
-            return NotYet(Reason.AUTHOR_UNKNOWN)
-        return None
+        return NotYet(Reason.AUTHOR_UNKNOWN) if standing == Standing.UNKNOWN else None
 
     def _entry_of(self, record: Record) -> Entry:
         rule = self._rules[record.kind]
@@ -273,8 +278,8 @@ class RecordIndex:
         return tuple(dropped)
 
     def drop_author(self, author: bytes) -> tuple[bytes, ...]:
-        """Drop what an author wrote who is out, and free its quota slots."""
-        written = [e for e in self._unslotted.values() if e.author == author and not e.rule.outlives_author]
+        """Drop what an author wrote who is out, and free its quota slots. What Trust judges by itself goes by `drop`."""
+        written = [e for e in self._unslotted.values() if e.author == author and not e.rule.self_certifying]
         written += [e for e in self._quota.take_author(author) if self._entries.get(e.id) is e]
         for entry in written:
             self._forget(entry)
@@ -343,7 +348,7 @@ class RecordIndex:
         rule = self._rules.get(stored.kind)
         if rule is None or stored.expires_ms <= now_ms:
             return (stored.id,)
-        if not rule.outlives_author and self._standing(stored.author, now_ms) == Standing.OUT:
+        if not rule.self_certifying and self._standing(stored.author, now_ms) == Standing.OUT:
             return (stored.id,)
         entry = Entry(
             stored.id,

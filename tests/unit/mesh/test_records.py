@@ -50,10 +50,9 @@ def index(world: World) -> RecordIndex:
 
 
 def test_what_is_reconciled_after_a_retraction_is_the_retraction(index: RecordIndex) -> None:
-    hello = post(ANN, NOON_MS, "hello")
-    gone = retraction(hello)
-    index.offer(hello, NOON_MS)
-    index.offer(gone, NOON_MS)
+    gone = retraction(hello := post(ANN, NOON_MS, "hello"))
+    for one in (hello, gone):
+        index.offer(one, NOON_MS)
     assert [item.id for item in index.snapshot(NOON_MS).items] == [gone.id]
 
 
@@ -139,10 +138,10 @@ def test_certificates_are_kept_before_their_author_is_a_member(world: World, ind
     assert index.offer(record("member", ANN, NOON_MS, payload=b"chain"), NOON_MS) == Accepted()
 
 
-def test_nothing_new_of_an_author_that_is_out_is_kept_but_revocations(world: World, index: RecordIndex) -> None:
+def test_nothing_new_of_an_author_that_is_out_is_kept_but_what_trust_judges(world: World, index: RecordIndex) -> None:
     world.standings[ANN] = Standing.OUT
     assert index.offer(post(ANN, NOON_MS), NOON_MS) == Refused(Reason.AUTHOR_OUT)
-    assert index.offer(record("member", ANN, NOON_MS), NOON_MS) == Refused(Reason.AUTHOR_OUT)
+    assert index.offer(record("demand", ANN, NOON_MS, lifetime_ms=HOUR_MS), NOON_MS) == Refused(Reason.AUTHOR_OUT)
     assert index.offer(record("revocation", ANN, NOON_MS, subkey=ANN), NOON_MS) == Accepted()
 
 
@@ -206,13 +205,14 @@ def test_a_replaced_record_does_not_expire_again(index: RecordIndex) -> None:
 # ------------------------------------------------------------------ authors that are out
 
 
-def test_dropping_an_author_drops_all_that_it_wrote_but_revocations(index: RecordIndex) -> None:
-    mine = [post(ANN, NOON_MS), record("demand", ANN, NOON_MS, lifetime_ms=HOUR_MS), record("member", ANN, NOON_MS)]
-    farewell, other = record("revocation", ANN, NOON_MS, subkey=ANN), post(BEN, NOON_MS)
-    for one in (*mine, farewell, other):
+def test_dropping_an_author_drops_all_that_it_wrote_but_what_trust_judges(index: RecordIndex) -> None:
+    mine = [post(ANN, NOON_MS), record("demand", ANN, NOON_MS, lifetime_ms=HOUR_MS)]
+    judged = [record(kind, ANN, NOON_MS, subkey=BEN) for kind in ("member", "revocation")]
+    other = post(BEN, NOON_MS)
+    for one in (*mine, *judged, other):
         index.offer(one, NOON_MS)
     assert sorted(index.drop_author(ANN)) == sorted(one.id for one in mine)
-    assert kept(index) == sorted([farewell.id, other.id])
+    assert kept(index) == sorted(one.id for one in (*judged, other))
     assert index.register("demand", ANN, b"") is None
 
 
@@ -299,6 +299,12 @@ def test_our_timestamps_rise_even_when_the_clock_does_not(index: RecordIndex) ->
     index.offer(post(ANN, NOON_MS + 900), NOON_MS)
     assert index.next_timestamp(ANN, NOON_MS) == NOON_MS + 901
     assert index.next_timestamp(BEN, NOON_MS) == NOON_MS
+
+
+def test_a_record_dated_by_a_clock_that_ran_ahead_does_not_lift_our_timestamps(index: RecordIndex) -> None:
+    index.offer(post(ANN, NOON_MS + DAY_MS), NOON_MS + DAY_MS)
+    assert index.next_timestamp(ANN, NOON_MS) == NOON_MS
+    assert index.next_timestamp(ANN, NOON_MS) == NOON_MS + 1
 
 
 def test_a_retraction_gets_the_time_of_its_target(index: RecordIndex) -> None:
