@@ -174,7 +174,8 @@ class Tools:
             receipt, redactions=mcp_text.merge_redactions(masked.redactions, receipt.redactions)
         )
         shown = mcp_text.receipt_text(receipt, self._clock.now_ms(), _nonce())
-        structured = msgspec.to_builtins(receipt)
+        related = tuple(mcp_text.visible_post(post) for post in receipt.related)
+        structured = msgspec.to_builtins(msgspec.structs.replace(receipt, related=related))
         if receipt.related:
             structured["notice"] = mcp_text.NOTICE
         return _result(shown, structured)
@@ -206,7 +207,8 @@ class Tools:
 
     def _page(self, page: Page, nothing: str) -> types.CallToolResult:
         shown = mcp_text.page_text(page, self._clock.now_ms(), _nonce(), nothing)
-        structured = msgspec.to_builtins(page)
+        posts = tuple(mcp_text.visible_post(post) for post in page.posts)
+        structured = msgspec.to_builtins(Page(posts, page.next_cursor))
         if page.posts:
             structured["notice"] = mcp_text.NOTICE
         return _result(shown, structured)

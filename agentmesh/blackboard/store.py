@@ -15,7 +15,7 @@ from agentmesh.blackboard import migrations, store_read, store_search, store_wri
 from agentmesh.blackboard.database import Database
 from agentmesh.blackboard.logic.cursor import SearchCursor
 from agentmesh.blackboard.logic.limits import SEARCH_BUDGET_MS
-from agentmesh.blackboard.logic.post import POST, PostPayload, decode_post, shown
+from agentmesh.blackboard.logic.post import POST, PostPayload, decode_post, shown, shown_topic
 from agentmesh.blackboard.logic.query import Filters, PostRow
 from agentmesh.blackboard.logic.unread import Unread, encode_unread
 from agentmesh.blackboard.store_read import Waiting
@@ -242,8 +242,8 @@ def draft(record: Record | Waiting, payload: PostPayload, text: str) -> PostRow:
         arrival=0,
         id=record.id,
         kind=payload.kind,
-        topic=None if payload.topic is None else shown(payload.topic),
-        branch=None if payload.branch is None else shown(payload.branch),
+        topic=None if payload.topic is None else shown_topic(payload.topic),
+        branch=None if payload.branch is None else shown_topic(payload.branch),
         text=text,
         author=shown(payload.author),
         node=record.author,

@@ -14,9 +14,11 @@ from typing import Any, Final, cast
 
 import click
 
+from agentmesh.blackboard.logic.hidden import name_in_heading, readable
+
 # C0 and C1 controls could move the cursor, set the title or hide text; bidirectional overrides reorder what is read
 # (Unicode TR 36). Line breaks and tabs stay.
-_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _KIND_COLOURS: Final = {
     "STATUS": "cyan",
     "QUESTION": "yellow",
@@ -30,7 +32,7 @@ SHORT_ID_CHARS: Final = 8
 
 def safe(text: object) -> str:
     """`text` as it may be shown in a terminal, whoever wrote it."""
-    return _UNSAFE.sub("\ufffd", str(text))
+    return readable(_UNSAFE.sub("\ufffd", str(text)))
 
 
 def safe_line(text: object) -> str:
@@ -74,7 +76,7 @@ def post_heading(post: Mapping[str, Any], now_ms: int) -> str:
         + " "
         + click.style(kind, _KIND_COLOURS.get(kind)),
         safe_line(post.get("topic") or ""),
-        f"{safe_line(post.get('author', ''))} (node {safe_line(post.get('node_id', ''))[:SHORT_ID_CHARS]})",
+        f"{name_in_heading(safe_line(post.get('author', '')))} (node {safe_line(post.get('node_id', ''))[:SHORT_ID_CHARS]})",
         click.style(age(int(post.get("created_at", now_ms)), now_ms), dim=True),
     ]
     if post.get("reply_to"):

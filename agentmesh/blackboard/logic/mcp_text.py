@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
+from agentmesh.blackboard.logic.hidden import name_in_heading, readable
 from agentmesh.blackboard.ports import Page, Posted, PostView, Redaction, ScrubbedKind
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 
@@ -73,7 +76,7 @@ def _header(post: PostView, now_ms: int) -> str:
     reply = f" in reply to {_line(post.reply_to)[:SHORT_ID_CHARS]}" if post.reply_to else ""
     doubt = "" if post.verified else " (signature not verified)"
     return (
-        f"# {_line(post.id)[:SHORT_ID_CHARS]} {_line(post.kind)}{where} by {_line(post.author)}@{_line(node)}, "
+        f"# {_line(post.id)[:SHORT_ID_CHARS]} {_line(post.kind)}{where} by {name_in_heading(_line(post.author))}@{_line(node)}, "
         f"{ago(now_ms - post.created_at)}{reply}{doubt}"
     )
 
@@ -91,7 +94,18 @@ def ago(age_ms: int) -> str:
 
 def visible(text: str) -> str:
     """`text` without characters that move the cursor, hide or reorder: no terminal or eye is fooled by a post."""
-    return _UNSHOWN.sub("", _LINE_ENDS.sub("\n", text))
+    return readable(_UNSHOWN.sub("", _LINE_ENDS.sub("\n", text)))
+
+
+def visible_post(post: PostView) -> PostView:
+    """The post for structured content, which models read as well."""
+    return msgspec.structs.replace(
+        post,
+        text=visible(post.text),
+        author=_line(post.author),
+        topic=post.topic and _line(post.topic),
+        branch=post.branch and _line(post.branch),
+    )
 
 
 def _line(text: str | None) -> str:

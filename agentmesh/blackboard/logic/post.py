@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from agentmesh.blackboard.logic.hidden import readable
 from agentmesh.blackboard.logic.limits import (
     MAX_AUTHOR_BYTES,
     MAX_BRANCH_CHARS,
@@ -177,7 +178,12 @@ def decode_post(raw: bytes) -> PostPayload:
 
 def shown(name: str) -> str:
     """A name that a peer sent, without the characters that would let it pass for another."""
-    return "".join(c for c in name if unicodedata.category(c) not in _UNPRINTABLE).strip() or "?"
+    return " ".join("".join(c for c in readable(name) if unicodedata.category(c) not in _UNPRINTABLE).split()) or "?"
+
+
+def shown_topic(name: str) -> str:
+    """A topic or branch that a peer sent: one word, without the brackets that end it in a heading."""
+    return "".join(c for c in shown(name) if c not in ' []()<>"') or "?"
 
 
 def _is_wire_name(name: str, limit_bytes: int) -> bool:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmesh.blackboard.logic.hidden import readable
 from agentmesh.cli.output import age, post_heading, safe, safe_line, show_posts
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\r\x00"
@@ -27,7 +28,7 @@ def test_no_control_character_survives_but_line_breaks_and_tabs(text: str) -> No
     shown = safe(text)
     assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) <= 159 for c in shown)
     assert "\n" not in safe_line(text)
-    assert len(shown) == len(text)
+    assert len(shown) == len(readable(text))
 
 
 def test_a_hostile_post_is_shown_without_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
