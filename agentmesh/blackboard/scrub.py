@@ -68,6 +68,7 @@ class ScrubSettings:
     stop_limit_s: float = limits.STOP_LIMIT_S
     wait_limit_s: float = limits.WAIT_LIMIT_S
     idle_s: float = limits.IDLE_S
+    spare_after_s: float = limits.SPARE_AFTER_S
     queue_limit: int = limits.QUEUE_LIMIT
     retry_start_s: float = limits.RETRY_START_AFTER_S
     spare: bool = True
@@ -277,6 +278,7 @@ class ScrubPool:
 
     async def _start_spare(self) -> None:
         try:
+            await asyncio.sleep(self._settings.spare_after_s)
             spare = await self._started()
         except ScrubberUnavailable:
             return

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from agentmesh.blackboard import scrub_frames as frames
-from agentmesh.blackboard.logic.scrub_limits import MAX_REPLY_BYTES
+from agentmesh.blackboard.logic.scrub_limits import MAX_REPLY_BYTES, TEXT_CPU_LIMIT_S
 
 if TYPE_CHECKING:
     from scrubadub import Scrubber
@@ -26,7 +26,8 @@ def main() -> int:
     """Serve until stdin closes. 0: it closed; 1: the worker could not start; 2: a frame made no sense."""
     requests, answers = _claim_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default ends the process, without waiting for the interpreter
+    for alarm in (signal.SIGALRM, signal.SIGPROF):  # the default ends the process, without waiting for the interpreter
+        signal.signal(alarm, signal.SIG_DFL)
     try:
         setup = _read(requests)
         if not isinstance(setup, frames.Setup):
@@ -71,17 +72,23 @@ def _serve(requests: int, answers: int, scrubber: Scrubber, alarm_s: float) -> i
     while (request := _read(requests)) is not None:
         if not isinstance(request, frames.Text):
             return 2
-        signal.setitimer(signal.ITIMER_REAL, alarm_s)
+        set_alarms(TEXT_CPU_LIMIT_S, alarm_s)
         try:
             masked, mostly = scrub_with(scrubber, request.text)
             answer = frames.Scrubbed(request.number, masked.text, masked.redactions, mostly)
         except Unsettled:
             answer = frames.Scrubbed(request.number, "", (), mostly_secret=False, settled=False)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        set_alarms(0, 0)
         if len(answer.text) > MAX_REPLY_BYTES // 4:
             answer = frames.Scrubbed(request.number, "", (), mostly_secret=False, settled=False)
         _write(answers, answer)
     return 0
+
+
+def set_alarms(cpu_s: float, wall_s: float) -> None:
+    """End this process after so much processor time (a text that is slow to read) or time (the node is gone as well); 0: never."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
 
 
 def _read(descriptor: int) -> frames.Setup | frames.Text | None:

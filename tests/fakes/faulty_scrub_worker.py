@@ -1,18 +1,19 @@
 """A scrub worker that speaks the real frames and misbehaves when a text tells it to. Starts in a tenth of a second.
 
 `HANG` in a text: it never answers, with signals as they are by default; `DIE`: it ends; `BABBLE`: it answers another number;
-`HUGE`: it announces a frame over the limit. `SLOW`: it takes 50 ms. Options: `--deaf` is never ready, `--broken` says so.
+`SPIN`: it computes for ever; `HUGE`: it announces a frame over the limit. `SLOW`: it takes 50 ms. Options: `--deaf` is never ready, `--broken` says so.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
 from agentmesh.blackboard import scrub_frames as frames
 from agentmesh.blackboard import scrub_worker as real
+
+CPU_LIMIT_S = 0.3
 
 
 def main() -> None:
@@ -26,9 +27,9 @@ def main() -> None:
     real._write(1, frames.Ready())
     while (request := real._read(0)) is not None:
         assert isinstance(request, frames.Text)
-        signal.setitimer(signal.ITIMER_REAL, setup.alarm_s)
+        real.set_alarms(CPU_LIMIT_S, setup.alarm_s)
         _misbehave(request)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        real.set_alarms(0, 0)
         real._write(1, frames.Scrubbed(request.number, request.text.lower(), (), "SECRET" in request.text))
 
 
@@ -36,6 +37,8 @@ def _misbehave(request: frames.Text) -> None:
     if "HANG" in request.text:
         while True:
             time.sleep(3600)
+    while "SPIN" in request.text:
+        pass
     if "DIE" in request.text:
         os._exit(3)
     if "BABBLE" in request.text:

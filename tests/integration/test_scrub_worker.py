@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,7 +39,9 @@ LIMIT_S = 30
 
 def faulty(*options: str, **settings: float | bool) -> ScrubPool:
     """A pool whose workers misbehave when a text says so."""
-    return ScrubPool(CONTEXT, ScrubSettings(command=(*FAULTY, *options), text_limit_s=0.5, **settings))  # type: ignore[arg-type]
+    return ScrubPool(
+        CONTEXT, ScrubSettings(**{"command": (*FAULTY, *options), "text_limit_s": 0.5, "spare_after_s": 0.0} | settings)
+    )  # type: ignore[arg-type]
 
 
 def alive(pid: int) -> bool:
@@ -193,6 +196,18 @@ async def test_a_command_that_does_not_exist_is_said_as_unavailable() -> None:
     await pool.close()
 
 
+async def test_a_text_that_takes_too_much_processor_time_is_refused_long_before_the_wall_limit() -> None:
+    pool = faulty(text_limit_s=LIMIT_S)
+    try:
+        began = time.monotonic()
+        with pytest.raises(ScrubberTimeout):
+            await pool.scrub("SPIN")
+        assert time.monotonic() - began < LIMIT_S / 2
+        assert (await pool.scrub("NEXT")).text == "next"
+    finally:
+        await pool.close()
+
+
 async def test_idle_workers_end_and_come_back_when_needed() -> None:
     pool = faulty(idle_s=0.3)
     try:
@@ -234,7 +249,7 @@ def test_workers_end_when_their_node_is_killed_even_in_the_middle_of_a_text(text
         "import asyncio\n"
         "from tests.integration.test_scrub_worker import *\n"
         "async def main():\n"
-        "    pool = ScrubPool(CONTEXT, ScrubSettings(command=FAULTY, text_limit_s=60, alarm_s=1.0))\n"
+        "    pool = ScrubPool(CONTEXT, ScrubSettings(command=FAULTY, text_limit_s=60, alarm_s=1.0, spare_after_s=0))\n"
         "    await pool.warm()\n"
         "    await until(lambda: len(pool.worker_pids) == 2, 'a spare')\n"
         f"    task = asyncio.gather(pool.scrub({text!r}))\n"
