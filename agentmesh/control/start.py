@@ -65,14 +65,14 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
     try:
         home.prepare()
         lock = FileLock.acquire(home.run / "start.lock", START_TIMEOUT_S)
+        if lock is None:
+            raise NoNode(
+                f"Another process has been starting a node in this home for too long; see {home.logs / 'node.log'}."
+            )
+        with lock:
+            _ensure_while_locked(home, client, say)
     except HomeError as error:
         raise NoNode(f"No node could be started. {error.message}") from error
-    if lock is None:
-        raise NoNode(
-            "Another process has been starting a node in this home for too long; see its log in logs/node.log."
-        )
-    with lock:
-        _ensure_while_locked(home, client, say)
     return client
 
 
@@ -240,7 +240,8 @@ def _spawn(home: Home, log: Path, ready_fd: int) -> None:
         starter.wait()  # pyright: ignore[reportPossiblyUnboundVariable]
         raise NoNode("No node could be started: its process hangs at its start.") from error
     except OSError as error:
-        raise NoNode(f"No node could be started: {error.strerror or error}.") from error
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise NoNode(f"No node could be started. {where}{error.strerror or error}.") from error
 
 
 def node_environment(own: Mapping[str, str], home: Home) -> dict[str, str]:

@@ -33,12 +33,14 @@ def _resolve(source: str, *, stdin: bool) -> tuple[str, ...]:
     if source == "-" and stdin:
         return _words(sys.stdin.buffer.read(MAX_TOKEN_FILE_BYTES), "stdin")
     if source.startswith("@"):
-        path = Path(source[1:]).expanduser()
+        path = Path(source[1:])
         try:
+            path = path.expanduser()
             with path.open("rb") as file:
                 return _words(file.read(MAX_TOKEN_FILE_BYTES), str(path))
-        except OSError as error:
-            raise TokenError(f"The token file {path} cannot be read: {error.strerror}.") from error
+        except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise TokenError(f"The token file {path} cannot be read: {reason}.") from error
     return (source.strip(),)
 
 

@@ -24,9 +24,23 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """`$AGENTMESH_HOME`, else `~/.agentmesh`."""
-        configured = os.environ.get("AGENTMESH_HOME")
-        return cls(Path(configured).expanduser().absolute() if configured else Path.home() / ".agentmesh")
+        """`$AGENTMESH_HOME`, else `~/.agentmesh`.
+
+        Raises:
+            HomeError: the path leads nowhere, or no JSON and no log could name it.
+        """
+        try:
+            root = Path(os.environ.get("AGENTMESH_HOME") or "~/.agentmesh").expanduser().absolute()
+        except (RuntimeError, OSError) as error:  # an unknown ~user; the working directory was removed
+            raise HomeError(
+                f"The home directory cannot be found: {error}. Set AGENTMESH_HOME to a full path."
+            ) from error
+        try:
+            str(root).encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(root).decode("utf-8", "replace")
+            raise HomeError(f"The path of the home directory, {shown}, is not UTF-8. Set AGENTMESH_HOME.") from error
+        return cls(root)
 
     def prepare(self) -> None:
         """Create the home and its folders with mode 0700.
@@ -42,7 +56,9 @@ class Home:
             if not os.access(self.root, os.W_OK | os.X_OK):
                 raise PermissionError(13, "not writable")
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror or str(error)
+            if error.filename is not None and Path(error.filename) != self.root:
+                reason = f"{error.filename}: {reason}"
             raise HomeError(f"The home directory {self.root} cannot be used: {reason}. Set AGENTMESH_HOME.") from error
 
     @property
