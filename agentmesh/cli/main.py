@@ -5,6 +5,7 @@ Imports nothing heavy: the node's own half is loaded only when this process beco
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -107,7 +108,7 @@ for command in (blackboard, status, invite, revoke, leave, stop, mesh):
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or refused input, 3 no node."""
-    _fill_closed_streams()
+    _prepare_streams()
     try:
         result: object = cli.main(arguments, prog_name="agentmesh", standalone_mode=False)
         sys.stdout.flush()
@@ -148,9 +149,9 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fill_closed_streams() -> None:
+def _prepare_streams() -> None:
     """Put /dev/null where stdin, stdout or stderr was closed: else the next file or socket opened gets its number, and what
-    is printed goes there."""
+    is printed goes there. A character that the terminal's encoding lacks becomes `?`."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -159,6 +160,9 @@ def _fill_closed_streams() -> None:
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:  # as the interpreter leaves it when the descriptor was closed at its start
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _usage_sentence(error: click.ClickException) -> str:

@@ -31,7 +31,7 @@ def export_root(file: str | None) -> None:
     membership = MembershipFile.current(home)
     if membership is None:
         raise NotFound("This home is on no mesh, so it has no root key.")
-    path = Path(file).expanduser() if file else Path(f"agentmesh-root-{membership.mesh_id[:8]}.key")
+    path = Path(file) if file else Path(f"agentmesh-root-{membership.mesh_id[:8]}.key")
     export(membership, path)
     click.echo(safe_line(path.absolute()))
     note(

@@ -41,8 +41,9 @@ def safe_line(text: object) -> str:
 
 
 def emit_json(value: object) -> None:
-    """One JSON value on one line of stdout. JSON escapes control characters by itself."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One JSON value on one line of stdout. JSON escapes control characters by itself, and what the terminal cannot show."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
+    click.echo(json.dumps(value, ensure_ascii=not unicode))
 
 
 def note(text: str) -> None:
