@@ -14,7 +14,7 @@ from agentmesh.core.clock import Clock
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission, Surroundings
 from agentmesh.mesh.authority import Authority, Draft, NewInvite
-from agentmesh.mesh.driver import GossipDriver, OnDropped, OnRecords, seeded_random
+from agentmesh.mesh.driver import GossipDriver, seeded_random
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.interfaces import interface_addresses
 from agentmesh.mesh.links import LinkHandlers, OnStream
@@ -33,6 +33,7 @@ from agentmesh.mesh.peers import Peers
 from agentmesh.mesh.reconciler import Reconciler
 from agentmesh.mesh.state import load_state
 from agentmesh.mesh.store import RecordStore
+from agentmesh.mesh.store_queue import OnDropped, OnRecords
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Connection, Stream, Transport
 from agentmesh.mesh.upkeep import Upkeep
@@ -141,7 +142,7 @@ class Mesh:
         for on_records, on_dropped in self._watchers:
             self._driver.watch(on_records, on_dropped)
         self._driver.watch(self._make_room, _ignore_dropped)
-        self._driver.on_not_stored = self._not_stored
+        self._driver.watch_failures(self._not_stored)
         self._driver.start()
         for draft in first:
             await self.publish_draft(draft)

@@ -1,9 +1,8 @@
 """Drives the gossip machine on real connections: feeds it events, performs its effects. Decides nothing itself.
 
-State: the links by node id, the ordered queue of store operations. Owner: the event loop. `feed` runs the machine and
-performs every effect without waiting; what takes time (dialling, disk, set reconciliation, signature checks of large
-batches) happens in tasks and threads and comes back as events. The store's queue is worked off in order, so that what was
-stored and then dropped ends dropped.
+State: the links by node id. Owner: the event loop. `feed` runs the machine and performs every effect without waiting;
+what takes time (dialling, disk, set reconciliation, signature checks of large batches) happens in tasks and threads and
+comes back as events.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from agentmesh.core.clock import Clock
-from agentmesh.core.errors import PeerError, StorageError
+from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.links import Link
 from agentmesh.mesh.logic.events import (
@@ -32,6 +30,7 @@ from agentmesh.mesh.logic.events import (
     PeerConnected,
     PeerLost,
     PeerState,
+    ReconcileStepped,
     ReportPeer,
     SendMessage,
     SendRecords,
@@ -45,23 +44,16 @@ from agentmesh.mesh.logic.overlay import keeps_new_connection
 from agentmesh.mesh.logic.record import Record
 from agentmesh.mesh.reconciler import Reconciler
 from agentmesh.mesh.store import RecordStore
+from agentmesh.mesh.store_queue import OnDropped, OnRecords, Stored, StoreQueue
 from agentmesh.mesh.verifier import CachingVerifier
 
 _log = logging.getLogger(__name__)
 
 DialNode = Callable[[NodeId, tuple[str, ...]], Awaitable[None]]
-OnRecords = Callable[[Sequence[Record]], Awaitable[None]]
-OnDropped = Callable[[Sequence[bytes], str], Awaitable[None]]
 
 # A machine that asks to be woken later than this is looked at anyway: a wall clock may have jumped.
 _MAX_SLEEP_S: Final = 5.0
-MAX_STORE_QUEUE: Final = 256  # steps waiting for the disk, each at most one message's records
-
-
-class _Stored(NamedTuple):
-    """Records that are on disk already and that watchers have not heard of."""
-
-    records: tuple[Record, ...]
+_AFTER_FAILURE_S: Final = 1.0  # a machine that breaks each time must not take the processor with it
 
 
 class GossipDriver:
@@ -78,21 +70,16 @@ class GossipDriver:
         dial: DialNode,
     ) -> None:
         self._machine = machine
-        self._store = store
+        self._disk = StoreQueue(store)
         self._verifier = verifier
         self._reconciler = reconciler
         self._clock = clock
         self._dial = dial
         self._links: dict[NodeId, Link] = {}
         self._tasks = TaskSet("gossip")
-        self._store_queue: deque[StoreRecords | DropRecords | _Stored] = deque()
-        self._store_waiting = asyncio.Event()
-        self._store_idle = asyncio.Event()
-        self._store_idle.set()
+        self._stopping = False
         self._wake = asyncio.Event()
-        self._watchers: list[tuple[OnRecords, OnDropped]] = []
         self.on_peer_state: Callable[[NodeId, PeerState], None] | None = None
-        self.on_not_stored: Callable[[Sequence[Record]], None] | None = None
 
     @property
     def links(self) -> dict[NodeId, Link]:
@@ -101,31 +88,32 @@ class GossipDriver:
 
     def watch(self, on_records: OnRecords, on_dropped: OnDropped) -> None:
         """Be told of records once they are durable, and of ids once they are gone."""
-        self._watchers.append((on_records, on_dropped))
+        self._disk.watch(on_records, on_dropped)
+
+    def watch_failures(self, on_not_stored: Callable[[Sequence[Record]], None]) -> None:
+        """Be told of accepted records that the disk did not take."""
+        self._disk.on_not_stored = on_not_stored
 
     def start(self) -> None:
         """Begin to keep time and to write."""
         self._tasks.spawn(self._keep_time(), name="time")
-        self._tasks.spawn(self._keep_store(), name="store")
+        self._tasks.spawn(self._disk.run(), name="store")
 
     async def stop(self, reason: str) -> None:
-        """Say goodbye to every peer, close the links, finish what is queued for the store."""
+        """Say goodbye to every peer, close the links, finish what is queued for the store. Nothing new begins from here on."""
+        self._stopping = True
         links = list(self._links.values())
         self._perform(self._machine.farewell(reason))
         await asyncio.gather(*(link.flush(1.0) for link in links))
         for link in links:
             link.close(reason)
-        try:
-            await asyncio.wait_for(self._store_idle.wait(), 5.0)
-        except TimeoutError:
+        if not await self._disk.settle(5.0):
             _log.error("the store did not take the last records within 5 s")
         await self._tasks.close()
 
     def created(self, record: Record) -> None:
         """A record of this node's own is durable: those who watch hear of it in their turn."""
-        self._store_queue.append(_Stored((record,)))
-        self._store_idle.clear()
-        self._store_waiting.set()
+        self._disk.add(Stored((record,)))
 
     def drop(self, ids: tuple[bytes, ...], reason: str) -> None:
         """Delete records that the index has let go, after what is queued before."""
@@ -142,15 +130,15 @@ class GossipDriver:
         """A link's message; batches have their signatures checked off the loop first, which holds up that peer only."""
         if isinstance(message, Gossip | RecordBatch):
             await self._verifier.prepare(message.records)
-            while (
-                len(self._store_queue) > MAX_STORE_QUEUE
-            ):  # the disk is slower than this peer: it waits, nobody else does
-                await self._store_idle.wait()
+            await self._disk.wait_for_room()  # the disk is slower than this peer: it waits, nobody else does
         if peer in self._links:
             self.feed(MessageReceived(peer, message))
 
     async def run_link(self, link: Link, addresses: tuple[str, ...], dialable: bool) -> None:
         """Serve an admitted link until it ends. A second connection to one peer: see `_replaces`."""
+        if self._stopping:
+            link.close("the node stops")
+            return
         outbound = link.connection.dialled
         old = self._links.get(link.peer)
         if old is not None:
@@ -159,9 +147,9 @@ class GossipDriver:
                 return
             self._end_link(old, "replaced by a newer connection")
         self._links[link.peer] = link
-        self.feed(PeerConnected(link.peer, addresses, dialable, outbound))
         reason = "the connection broke"
         try:
+            self.feed(PeerConnected(link.peer, addresses, dialable, outbound))
             reason = await link.run()
         finally:
             self._end_link(link, reason)
@@ -187,7 +175,8 @@ class GossipDriver:
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
-            self._perform_one(effect)
+            if not (self._stopping and isinstance(effect, StepReconcile | DialPeer)):
+                self._perform_one(effect)
 
     def _perform_one(self, effect: Effect) -> None:
         match effect:
@@ -198,9 +187,7 @@ class GossipDriver:
                 if link := self._links.get(peer):
                     link.send_records(ids, hop)
             case StoreRecords() | DropRecords():
-                self._store_queue.append(effect)
-                self._store_idle.clear()
-                self._store_waiting.set()
+                self._disk.add(effect)
             case StepReconcile(peer, session, body):
                 self._tasks.spawn(self._step_reconcile(peer, session, body), name="reconcile")
             case EndReconcile(peer, session):
@@ -217,16 +204,23 @@ class GossipDriver:
     async def _dial_peer(self, peer: NodeId, addresses: tuple[str, ...]) -> None:
         try:
             await self._dial(peer, addresses)
-        except PeerError as error:
-            _log.debug("dialling %s: %s", peer.hex()[:8], error)
+        except Exception as error:  # noqa: BLE001 - a task's root: the machine must hear of every dial's end
+            if isinstance(error, AgentMeshError):
+                _log.debug("dialling %s: %s", peer.hex()[:8], error)
+            else:
+                _log.exception("dialling %s broke", peer.hex()[:8])
             self.feed(DialFailed(peer))
 
     async def _step_reconcile(self, peer: NodeId, session: int, body: bytes | None) -> None:
-        stepped = await self._reconciler.step(peer, session, body)
+        try:
+            stepped = await self._reconciler.step(peer, session, body)
+        except Exception:  # noqa: BLE001 - a task's root: the machine must hear of every step's end
+            _log.exception("a reconciliation step with %s broke", peer.hex()[:8])
+            stepped = ReconcileStepped(peer, session, None, (), (), done=True)
         if peer in self._links:
             self.feed(stepped)
 
-    # ------------------------------------------------------------------ time and disk
+    # ------------------------------------------------------------------ time
 
     async def _keep_time(self) -> None:
         while True:
@@ -240,44 +234,12 @@ class GossipDriver:
                     continue  # an event came in between: the deadline may have moved
                 except TimeoutError:
                     pass
-            self.feed(TimePassed())
+            try:
+                self.feed(TimePassed())
+            except Exception:  # noqa: BLE001 - a task's root: without the time no peer is probed and no record expires
+                _log.exception("the gossip machine broke; going on")
+                await asyncio.sleep(_AFTER_FAILURE_S)
             await asyncio.sleep(0)
-
-    async def _keep_store(self) -> None:
-        while True:
-            await self._store_waiting.wait()
-            self._store_waiting.clear()
-            while self._store_queue:
-                await self._work_store(self._next_store_step())
-            self._store_idle.set()
-
-    def _next_store_step(self) -> StoreRecords | DropRecords | _Stored:
-        """The next operation; neighbouring ones of one sort become one, for one commit."""
-        first = self._store_queue.popleft()
-        if not isinstance(first, StoreRecords):
-            return first
-        records = list(first.records)
-        while self._store_queue and isinstance(more := self._store_queue[0], StoreRecords) and len(records) < 1_000:
-            records += more.records
-            self._store_queue.popleft()
-        return StoreRecords(tuple(records))
-
-    async def _work_store(self, step: StoreRecords | DropRecords | _Stored) -> None:
-        try:
-            if isinstance(step, StoreRecords | _Stored):
-                if isinstance(step, StoreRecords):
-                    await self._store.add(step.records)
-                for on_records, _ in self._watchers:
-                    await on_records(step.records)
-            else:
-                await self._store.drop(step.ids)
-                for _, on_dropped in self._watchers:
-                    await on_dropped(step.ids, step.reason)
-        except StorageError as error:
-            _log.error("%s", error)
-            if isinstance(step, StoreRecords) and self.on_not_stored is not None:
-                # What is not on disk must not be in the index either: reconciliation brings it again.
-                self.on_not_stored(step.records)
 
 
 def seeded_random() -> random.Random:
