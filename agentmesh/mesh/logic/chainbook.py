@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentmesh.mesh.logic.certificate import SERIAL_BYTES, Certificate, Chain, Role, merge, parse_nodes, subchain
+from agentmesh.mesh.logic.limits import MAX_INNER_CERTIFICATES, MAX_SUBTREE_CERTIFICATES
+from agentmesh.mesh.logic.subtree_room import SubtreeRoom, path_of
 
 LAPSED_CHAINS: Final = (
     10_000  # as many as a mesh has members; older ones are forgotten and their subjects become strangers
@@ -52,6 +54,7 @@ class ChainBook:
         self._next_expiry_ms: int | None = None
         self._before: dict[bytes, Held | None] = {}
         self._dropped: dict[bytes, None] = {}
+        self._room = SubtreeRoom(MAX_SUBTREE_CERTIFICATES, MAX_INNER_CERTIFICATES)
 
     # -------------------------------------------------------------- changes
 
@@ -60,10 +63,21 @@ class ChainBook:
         known = self._held.get(held.key)
         return known is None or (held.timestamp_ms, held.record_id) > (known.timestamp_ms, known.record_id)
 
-    def hold(self, held: Held) -> None:
-        """Take it in, in the place of an older one of its register."""
+    def hold(self, held: Held) -> tuple[bytes, ...]:
+        """Take it in, in the place of an older one of its register. Returns the subjects whose chains changed.
+
+        None of them, and nothing changed, if there is no room for it in its subtree.
+        """
+        loser = self._room.take(held.key, path_of(held.chain), held.certificate.issued_ms, held.record_id)
+        if loser == held.key:
+            return ()
+        if loser is not None:
+            crowded_out = self._held[loser]
+            self._remove(crowded_out)
+            self._dropped[crowded_out.record_id] = None
+            self._choose(crowded_out.subject)
         if (known := self._held.get(held.key)) is not None:
-            self._remove(known)
+            self._remove(known, keep_place=True)
         self._held[held.key] = held
         self._by_subject.setdefault(held.subject, {})[held.author] = held
         for element in _elements(held):
@@ -76,6 +90,7 @@ class ChainBook:
             self._next_expiry_ms = held.expires_ms
         self._lapsed.pop(held.subject, None)
         self._choose(held.subject)
+        return (held.subject,) if loser is None else (held.subject, loser[1])
 
     def drop_touched(self, elements: Iterable[bytes]) -> tuple[bytes, ...]:
         """Drop every chain with one of these in its lineage or as its subject; returns their subjects."""
@@ -133,7 +148,9 @@ class ChainBook:
                     stack.append(below)
         return tuple(sorted(subject for subject in seen if subject in self._best))
 
-    def _remove(self, held: Held) -> None:
+    def _remove(self, held: Held, *, keep_place: bool = False) -> None:
+        if not keep_place:
+            self._room.leave(held.key)
         del self._held[held.key]
         theirs = self._by_subject[held.subject]
         del theirs[held.author]

@@ -38,6 +38,12 @@ MEMBER_LIFETIME_MS: Final = YEAR_MS
 INVITE_LIFETIME_MS: Final = 7 * DAY_MS  # default of `invite --expires`
 # Not just two years (a certificate below a revoked key's last one): those below it can go on renewing each other.
 REVOCATION_LIFETIME_MS: Final = 10 * YEAR_MS
+# Certificates and revocations in force below one invite of a founder, and below anybody further down. Whoever may
+# invite makes them by the thousand and offline; 16,384 are a mesh of 10,000 that joined by one invite.
+MAX_SUBTREE_CERTIFICATES: Final = 16_384
+MAX_INNER_CERTIFICATES: Final = 4_096
+MAX_SUBTREE_REVOCATIONS: Final = 2_048  # all are weighed anew with each that comes, and none ends within ten years
+MAX_INNER_REVOCATIONS: Final = 256
 MAX_CLOCK_SKEW_MS: Final = 15 * MINUTE_MS  # a record further in the future is "not yet"
 MAX_TOKEN_CHARS: Final = 16_384  # a token holds at most eight certificates and a few addresses
 MAX_BOOTSTRAP_ADDRESSES: Final = 16

@@ -14,6 +14,7 @@ The records of the three kinds are judged here; their signatures, sizes and regi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -35,7 +36,9 @@ from agentmesh.mesh.logic.chainbook import ChainBook, Held
 from agentmesh.mesh.logic.policy import Policy, decode_policy
 from agentmesh.mesh.logic.record import KEY_BYTES, Record, Verify
 from agentmesh.mesh.logic.revocation import Revocation, decode_revocation, revoked_targets
+from agentmesh.mesh.logic.revocation_book import RevocationBook
 from agentmesh.mesh.logic.standing import Standing
+from agentmesh.mesh.logic.subtree_room import path_of_author
 
 TRUST_KINDS: Final = ("policy", "revocation", "member")
 """The kinds that Trust judges, in the order in which a stored set is best considered."""
@@ -69,7 +72,7 @@ class TrustChanges:
     out: tuple[bytes, ...]
     """Keys that are OUT now and were not: their records go (but those of kinds that outlive their author), their peers too."""
     dropped: tuple[bytes, ...]
-    """Ids of member records that are no longer held because their chain is touched."""
+    """Ids of records that are no longer held: their chain is touched, or their subtree has too many."""
     moved: tuple[bytes, ...]
     """Members whose `scopes` may have changed: their quota slots are to be placed anew."""
     policy: bool
@@ -99,10 +102,8 @@ class Trust:
         self._verify = verify
         self._cache = CertificateCache()
         self._book = ChainBook(mesh)
-        self._revocations: dict[tuple[bytes, bytes], Revocation] = {}
-        self._authors_of_revocations: dict[bytes, int] = {}
+        self._revocations = RevocationBook()
         self._revoked: frozenset[bytes] = frozenset()
-        self._unsettled = False
         self._policy = Policy()
         self._policy_order: tuple[int, bytes] = (0, b"")
         self._policy_changed = False
@@ -151,8 +152,10 @@ class Trust:
         self._settle()
         if self._is_touched(leaf):
             return TrustVerdict(Outcome.REFUSED, "the membership has been revoked")
-        self._book.hold(held)
-        self._unsettled |= subject in self._authors_of_revocations
+        changed = self._book.hold(held)
+        if not changed:
+            return TrustVerdict(Outcome.REFUSED, "its subtree has as many members as count")
+        self._note_chains(changed)
         return _ACCEPTED
 
     def _consider_revocation(self, record: Record, verify: Verify) -> TrustVerdict:
@@ -180,18 +183,12 @@ class Trust:
             record.author in (self.mesh, record.subkey),
             self._book.lineages_within(record.author, chains),
         )
-        key = (record.author, record.subkey)
-        known = self._revocations.get(key)
-        if known and (known.timestamp_ms, known.record_id) >= (revocation.timestamp_ms, revocation.record_id):
+        if not self._revocations.is_newer(revocation):
             return TrustVerdict(Outcome.REFUSED, "a newer record is known")
-        self._hold_revocation(key, revocation)
+        path = () if revocation.author == self.mesh else path_of_author(record.author, *chains)
+        if not self._revocations.hold(revocation, path):
+            return TrustVerdict(Outcome.REFUSED, "its author's subtree has as many revocations as count")
         return _ACCEPTED
-
-    def _hold_revocation(self, key: tuple[bytes, bytes], revocation: Revocation) -> None:
-        if key not in self._revocations:
-            self._authors_of_revocations[key[0]] = self._authors_of_revocations.get(key[0], 0) + 1
-        self._revocations[key] = revocation
-        self._unsettled = True
 
     def _consider_policy(self, record: Record) -> TrustVerdict:
         if record.author != self.mesh or record.subkey:
@@ -209,14 +206,12 @@ class Trust:
 
     def expire(self, now_ms: int) -> None:
         """Forget what has ended by its own time. Cheap when nothing has."""
-        for subject in self._book.expire(now_ms):
-            self._unsettled |= subject in self._authors_of_revocations
-        for key in [key for key, r in self._revocations.items() if r.expires_ms <= now_ms]:
-            del self._revocations[key]
-            self._authors_of_revocations[key[0]] -= 1
-            if not self._authors_of_revocations[key[0]]:
-                del self._authors_of_revocations[key[0]]
-            self._unsettled = True
+        self._note_chains(self._book.expire(now_ms))
+        self._revocations.expire(now_ms)
+
+    def _note_chains(self, subjects: Iterable[bytes]) -> None:
+        """The chains of these keys changed; what its author's chains are decides whether a revocation counts."""
+        self._revocations.changed |= any(self._revocations.has_author(subject) for subject in subjects)
 
     def take_changes(self) -> TrustChanges:
         """What changed since this was last called, for the owner of the records and the connections."""
@@ -224,6 +219,7 @@ class Trust:
         members, lost, dropped, moved = self._book.take_changes()
         gone = {*(key for key in self._newly_revoked if len(key) == KEY_BYTES and key in self._revoked), *lost}
         out = tuple(sorted(key for key in gone if self._is_out(key)))
+        dropped = tuple(sorted((*dropped, *self._revocations.take_crowded_out())))
         changes = TrustChanges(members, out, dropped, moved, self._policy_changed)
         self._newly_revoked = {}
         self._policy_changed = False
@@ -231,14 +227,13 @@ class Trust:
 
     def _settle(self) -> None:
         """Bring what is revoked up to date with the records that are held."""
-        while self._unsettled:
-            self._unsettled = False
-            revoked = revoked_targets(tuple(self._revocations.values()), self._book.lineages_of)
+        while self._revocations.changed:
+            self._revocations.changed = False
+            revoked = revoked_targets(self._revocations.all(), self._book.lineages_of)
             fresh = revoked - self._revoked
             self._newly_revoked.update(dict.fromkeys(sorted(fresh)))
             self._revoked = revoked
-            for subject in self._book.drop_touched(sorted(fresh)):
-                self._unsettled |= subject in self._authors_of_revocations
+            self._note_chains(self._book.drop_touched(sorted(fresh)))
 
     def _is_touched(self, leaf: Certificate) -> bool:
         return leaf.subject in self._revoked or not self._revoked.isdisjoint(leaf.lineage)
