@@ -106,6 +106,7 @@ class Questions:
     def __init__(self, store: BlackboardStore, words: list[str]) -> None:
         self._store = store
         self._words = words
+        self._next: tuple[str, SearchCursor] | None = None
 
     def find(self, query: Callable[[int], str], **filters: object) -> Ask:
         async def ask(number: int) -> int:
@@ -120,11 +121,17 @@ class Questions:
 
         return ask
 
-    async def two_pages(self, number: int) -> int:
-        self._store.forget_rankings()
-        query = f"{self._words[number]} {self._words[number + 1]}"
-        first = await self._store.search(query, Filters(), 20, None)
-        return len((await self._store.search(query, Filters(), 20, first.cursor)).rows)
+    async def either_page(self, number: int) -> int:
+        """A first page, then at the next call the page after it."""
+        if self._next is None:
+            self._store.forget_rankings()
+            query = f"{self._words[number]} {self._words[number + 1]}"
+            first = await self._store.search(query, Filters(), 20, None)
+            self._next = None if first.cursor is None else (query, first.cursor)
+            return len(first.rows)
+        query, cursor = self._next
+        self._next = None
+        return len((await self._store.search(query, Filters(), 20, cursor)).rows)
 
     async def far_page(self, number: int) -> int:
         query = self._words[0]
@@ -153,7 +160,7 @@ def searches(ask: Questions, words: list[str]) -> list[tuple[str, Ask]]:
         ("part of an identifier", find(lambda n: f"{n * 900}nam")),
         ("path that is nowhere", find(lambda n: f"src/{words[3]}_{n * 30}.py")),
         ("no word at all (->)", find(lambda n: "->")),
-        ("first and second page of two common words", ask.two_pages),
+        ("first page, then the second, two common words", ask.either_page),
         ("page after the 2,000 that are ranked", ask.far_page),
     ]
 

@@ -30,7 +30,7 @@ from agentmesh.blackboard.logic.query import Filters, PostRow, Stage, Step, plan
 from agentmesh.blackboard.store_write import POST_COLUMNS, first_order, row_of
 
 _NEWEST: Final = 2**63 - 1
-_FETCH: Final = 256  # rows fetched by place at a time
+_FETCH: Final = 64  # rows fetched by place at a time: a page needs 20
 _TERMS_NEWEST: Final = (
     "SELECT rowid FROM posts_terms WHERE posts_terms MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC LIMIT ?"
 )
