@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from agentmesh.core.errors import AgentMeshError, ProtocolError, StreamClosed
 from agentmesh.core.tasks import TaskSet
@@ -31,6 +32,8 @@ from agentmesh.mesh.streams import FrameStream, StreamKind, open_framed, read_he
 from agentmesh.mesh.transport import Connection, Stream
 
 _log = logging.getLogger(__name__)
+
+STALL_S: Final = 30.0  # a peer that takes nothing of a stream for so long does not read it
 
 OnMessage = Callable[[bytes, AnyMessage], Awaitable[None]]
 OnStream = Callable[[bytes, Stream], Awaitable[None]]
@@ -61,6 +64,7 @@ class Link:
         self._record_count = 0
         self._messages_waiting = asyncio.Event()
         self._records_waiting = asyncio.Event()
+        self._reading: set[StreamKind] = set()
         self._drained = asyncio.Event()
         self._drained.set()
 
@@ -113,6 +117,18 @@ class Link:
         except AgentMeshError as error:
             _log.warning("link to %s: %s", self.peer.hex()[:8], error)
             self.close("internal error")
+        except Exception:  # noqa: BLE001 - a task's root: a link that lost one of its tasks would live on half deaf
+            _log.exception("link to %s broke", self.peer.hex()[:8])
+            self.close("internal error")
+
+    @contextlib.asynccontextmanager
+    async def _taken_in_time(self) -> AsyncGenerator[None]:
+        """A peer that stops reading one of its streams is let go, although it may answer on the other."""
+        try:
+            async with asyncio.timeout(STALL_S):
+                yield
+        except TimeoutError as error:
+            raise StreamClosed("the peer does not take what it is sent") from error
 
     async def _write_messages(self) -> None:
         out = await open_framed(self.connection, StreamKind.GOSSIP)
@@ -121,7 +137,8 @@ class Link:
             self._messages_waiting.clear()
             while self._messages:
                 body = self._messages.popleft()
-                await out.write_frame(body)
+                async with self._taken_in_time():
+                    await out.write_frame(body)
                 self._message_bytes -= len(body)
             self._drained.set()
 
@@ -134,9 +151,10 @@ class Link:
                 ids, hop = self._records.popleft()
                 for start in range(0, len(ids), MAX_BATCH_RECORDS):
                     chunk = ids[start : start + MAX_BATCH_RECORDS]
-                    out = out or await open_framed(self.connection, StreamKind.RECORDS)
                     for batch in batches(await self._handlers.load_records(chunk)):
-                        await out.write_struct(RecordBatch(batch) if hop is None else Gossip(batch, hop))
+                        async with self._taken_in_time():
+                            out = out or await open_framed(self.connection, StreamKind.RECORDS)
+                            await out.write_struct(RecordBatch(batch) if hop is None else Gossip(batch, hop))
                     self._record_count -= len(chunk)
 
     async def _accept_streams(self) -> None:
@@ -150,19 +168,31 @@ class Link:
     async def _serve(self, stream: Stream) -> None:
         try:
             header = await read_header(stream)
-        except StreamClosed:
-            return  # the peer changed its mind about one stream; the connection goes on
+        except (StreamClosed, ProtocolError) as error:  # it was reset; the connection and its other streams go on
+            _log.debug("a stream of %s: %s", self.peer.hex()[:8], error)
+            return
         kind = header.known_kind
-        if kind in (StreamKind.GOSSIP, StreamKind.RECORDS):
-            await self._read_messages(FrameStream(stream))
+        if kind is StreamKind.GOSSIP or kind is StreamKind.RECORDS:
+            await self._read_only_one(kind, stream)
         elif kind is not None and (serve := self._handlers.services.get(kind)):
             try:
                 await serve(self.peer, stream)
-            except (StreamClosed, ProtocolError) as error:
+            except AgentMeshError as error:  # one request has failed, not the link
                 _log.debug("stream %s of %s: %s", kind, self.peer.hex()[:8], error)
                 stream.abort()
         else:
             stream.abort()  # a kind of a later version: refused, never fatal
+
+    async def _read_only_one(self, kind: StreamKind, stream: Stream) -> None:
+        """Each side sends one stream of a kind: what arrives on several would be worked on side by side, for one peer."""
+        if kind in self._reading:
+            stream.abort()
+            return
+        self._reading.add(kind)
+        try:
+            await self._read_messages(FrameStream(stream))
+        finally:
+            self._reading.discard(kind)
 
     async def _read_messages(self, frames: FrameStream) -> None:
         reader = MessageReader()
