@@ -34,7 +34,7 @@ from agentmesh.mesh.logic.issuing import (
     issue_voucher,
 )
 from agentmesh.mesh.logic.kinds import POLICY
-from agentmesh.mesh.logic.limits import MAX_CERTIFICATE_LIFETIME_MS, REVOCATION_LIFETIME_MS
+from agentmesh.mesh.logic.limits import MAX_CERTIFICATE_LIFETIME_MS, REVOCATION_LIFETIME_MS, VOUCHERS_PER_REVOCATION
 from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.names import check_name
 from agentmesh.mesh.logic.policy import Policy, encode_policy
@@ -254,9 +254,10 @@ class Authority:
         return Draft(self.key, "member", candidate.subject, encode_chain(chain), leaf_of(chain).expires_ms)
 
     def vouchers(self, target: bytes) -> list[Draft]:
-        """Vouchers for everybody whom this node knew and whom the revocation of node `target` would put, or has put, out."""
+        """Vouchers for whom this node knew and whom the revocation of node `target` would put, or has put, out: the first ones."""
         candidates = self._trust.vouch_candidates(self.key.public, target, self._clock.now_ms())
-        return [draft for candidate in candidates if (draft := self.vouch(candidate))]
+        nearest = sorted(candidates, key=_nearness)[:VOUCHERS_PER_REVOCATION]
+        return [draft for candidate in nearest if (draft := self.vouch(candidate))]
 
     # -------------------------------------------------------------- revoking
 
@@ -320,3 +321,8 @@ class Authority:
         if not found:
             raise NotFound("No node and no invite with that id is known here.")
         return found[0]
+
+
+def _nearness(candidate: VouchCandidate) -> tuple[int, int, bytes]:
+    leaf = leaf_of(candidate.chain)
+    return leaf.depth, leaf.issued_ms, candidate.subject

@@ -11,7 +11,7 @@ import pytest
 
 from agentmesh.core.errors import StorageError, TokenError
 from agentmesh.core.units import DAY_MS, HOUR_MS
-from agentmesh.mesh import membership_file
+from agentmesh.mesh import authority, membership_file
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.certificate import (
     Basis,
@@ -239,6 +239,20 @@ async def test_a_spared_node_finds_its_voucher_among_the_records_by_itself(world
     draft = await bob.authority.maintain()
     assert draft is not None
     assert leaf_of(bob.membership.chain).basis is Basis.VOUCHER
+
+
+async def test_who_answers_a_revocation_vouches_for_few_and_for_those_nearest_to_the_founder(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authority, "VOUCHERS_PER_REVOCATION", 2)
+    founder = await world.found()
+    ann = await world.member("ann", founder)
+    guests = [await world.member(name, ann) for name in ("bob", "cat")]
+    for number in range(3):
+        await world.member(f"puppet {number}", guests[0])
+    *vouchers, revocation = founder.authority.plan_revocation(ann.public)
+    assert {draft.subkey for draft in vouchers} == {guest.public for guest in guests}
+    assert revocation.kind == "revocation"
 
 
 async def test_a_member_is_renewed_by_any_other_member_in_the_second_half_of_its_year(world: World) -> None:

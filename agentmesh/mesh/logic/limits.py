@@ -44,6 +44,9 @@ MAX_SUBTREE_CERTIFICATES: Final = 16_384
 MAX_INNER_CERTIFICATES: Final = 4_096
 MAX_SUBTREE_REVOCATIONS: Final = 2_048  # all are weighed anew with each that comes, and none ends within ten years
 MAX_INNER_REVOCATIONS: Final = 256
+# Of one member in answer to one revocation: those nearest to the founder. Whoever made puppets must not have others
+# vouch for them by the thousand; who is left is vouched for when it comes back itself.
+VOUCHERS_PER_REVOCATION: Final = 256
 MAX_CLOCK_SKEW_MS: Final = 15 * MINUTE_MS  # a record further in the future is "not yet"
 MAX_TOKEN_CHARS: Final = 16_384  # a token holds at most eight certificates and a few addresses
 MAX_BOOTSTRAP_ADDRESSES: Final = 16
