@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentmesh.core.units import MIB
 from agentmesh.mesh.logic.certificate import (
     CERTIFICATE_PREFIX,
     JOIN_CONSENT_PREFIX,
@@ -74,6 +75,9 @@ __all__ = [
     "verify_lineage",
 ]
 
+CACHED_CERTIFICATE_BYTES: Final = (
+    64 * MIB
+)  # unknown elements may swell a certificate to 32 KiB; common ones have 600 bytes
 CACHED_CERTIFICATES: Final = 32_768  # verified certificates remembered: 10,000 members with theirs and their inviters'
 
 
@@ -84,20 +88,23 @@ class InvalidChain(CapabilityError):
 class CertificateCache:
     """Certificates already verified, by digest. A digest covers what a certificate rests on, so one look-up settles all.
 
-    Only valid certificates enter it, so only members can fill it; beyond its bound the oldest half is forgotten.
+    Only valid certificates enter it, so only members can fill it; beyond its bounds the oldest half is forgotten.
     """
 
-    def __init__(self, limit: int = CACHED_CERTIFICATES) -> None:
+    def __init__(self, limit: int = CACHED_CERTIFICATES, limit_bytes: int = CACHED_CERTIFICATE_BYTES) -> None:
         self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
         self._known: dict[bytes, SignedCertificate] = {}
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._known
 
     def add(self, digest: bytes, signed: SignedCertificate) -> None:
-        if len(self._known) >= self._limit:
-            for old in list(self._known)[: self._limit // 2]:
-                del self._known[old]
+        if len(self._known) >= self._limit or self._bytes + len(signed.body) > self._limit_bytes:
+            for old in list(self._known)[: (len(self._known) + 1) // 2]:
+                self._bytes -= len(self._known.pop(old).body)
+        self._bytes += len(signed.body)
         self._known[digest] = signed
 
     def share(self, chain: Chain) -> Chain:

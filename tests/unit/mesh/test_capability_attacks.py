@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agentmesh.mesh.logic.capability import InvalidChain, verify_chain
+from agentmesh.mesh.logic.capability import CertificateCache, InvalidChain, verify_chain
 from agentmesh.mesh.logic.certificate import (
     CERTIFICATE_PREFIX,
     Certificate,
@@ -38,6 +38,15 @@ def test_whoever_took_a_founders_key_cannot_renew_a_member_out_of_the_founders_r
     forged = _resigned(renewed, family, "founder", via=(family.mesh,), line=())
     with pytest.raises(InvalidChain):
         verify_chain(forged, family.mesh, LATER_MS, cheap_verify)
+
+
+def test_remembered_certificates_are_bounded_by_their_bytes() -> None:
+    cache = CertificateCache(limit=1_000, limit_bytes=10_000)
+    for number in range(1_000):
+        cache.add(number.to_bytes(32, "big"), SignedCertificate(bytes(1_000), bytes(64)))
+    held = [number for number in range(1_000) if number.to_bytes(32, "big") in cache]
+    assert 4 <= len(held) <= 10
+    assert held[-1] == 999
 
 
 def test_revoking_a_founder_reaches_whom_it_renewed() -> None:
