@@ -13,7 +13,14 @@ from agentmesh.core.errors import ProtocolError
 from agentmesh.core.units import DAY_MS
 from agentmesh.mesh.logic import trust as trusting
 from agentmesh.mesh.logic.events import NodeId
-from agentmesh.mesh.logic.limits import BAN_MS, KNOWN_PEERS, MAX_BATCH_RECORDS, MAX_CLOCK_SKEW_MS, PENDING_HORIZON_MS
+from agentmesh.mesh.logic.limits import (
+    BAN_MS,
+    KNOWN_PEERS,
+    MAX_BATCH_RECORDS,
+    MAX_BLAME,
+    MAX_CLOCK_SKEW_MS,
+    PENDING_HORIZON_MS,
+)
 from agentmesh.mesh.logic.pending import PendingPool
 from agentmesh.mesh.logic.record import (
     MAX_BODY_BYTES,
@@ -81,6 +88,8 @@ class Inbox:
         """Records that a peer sent. One message holds at most MAX_BATCH_RECORDS; what is beyond was not asked for."""
         outcome = Outcome()
         for signed in records[:MAX_BATCH_RECORDS]:
+            if outcome.blame.get(peer, 0) > MAX_BLAME:
+                break  # it is disconnected for these already; the rest would only cost signature checks
             record = self._parse(signed, peer, now_ms, outcome)
             if record is not None:
                 self._judge(record, peer, outcome.fresh, now_ms, outcome)

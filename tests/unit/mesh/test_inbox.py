@@ -6,7 +6,7 @@ import pytest
 
 from agentmesh.core.units import DAY_MS, HOUR_MS, MINUTE_MS
 from agentmesh.mesh.logic.inbox import Inbox
-from agentmesh.mesh.logic.limits import BAN_MS, MAX_BATCH_RECORDS, REFUSED_MEMORY_MS
+from agentmesh.mesh.logic.limits import BAN_MS, MAX_BATCH_RECORDS, MAX_BLAME, REFUSED_MEMORY_MS
 from agentmesh.mesh.logic.policy import Policy, encode_policy
 from agentmesh.mesh.logic.record import Record, SignedRecord
 from agentmesh.mesh.logic.records import RecordIndex
@@ -150,8 +150,14 @@ def test_over_quota_posts_are_refused_without_blame() -> None:
 
 def test_one_message_is_read_up_to_its_limit_only() -> None:
     node = Node()
-    garbage = [SignedRecord(b"%d" % n, bytes(64)) for n in range(MAX_BATCH_RECORDS + 100)]
-    assert node.receive(*garbage).blame == {PEER: MAX_BATCH_RECORDS}
+    outcome = node.receive(*[node.post(1, "again", NOW)] * (MAX_BATCH_RECORDS + 100))
+    assert len(outcome.fresh) + len(outcome.repeats) == MAX_BATCH_RECORDS
+
+
+def test_a_message_of_garbage_is_read_until_its_sender_is_disconnected_for_it() -> None:
+    node = Node()
+    garbage = [SignedRecord(b"%d" % n, bytes(64)) for n in range(MAX_BATCH_RECORDS)]
+    assert node.receive(*garbage).blame == {PEER: MAX_BLAME + 1}
 
 
 def test_an_own_record_is_judged_like_any_other_but_for_its_signature() -> None:
