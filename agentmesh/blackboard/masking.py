@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from agentmesh.blackboard.logic.hidden import without_hidden
-from agentmesh.blackboard.logic.limits import MASKING_AGAIN_MS, SCRUB_BATCH, SCRUB_RETRY_MS
+from agentmesh.blackboard.logic.limits import MASKING_AGAIN_MS, SCRUB_BATCH, SCRUB_RETRY_MS, SHOWN_AT_ONCE
 from agentmesh.blackboard.logic.post import PostPayload, decode_post
 from agentmesh.blackboard.logic.query import PostRow
 from agentmesh.blackboard.names import Names
@@ -97,7 +97,8 @@ class Masking:
             rows.append(draft(post, _with_names(payload, names), WITHHELD if masked is None else masked.text))
             if masked is None or any(names[name] is None for name in _names_of(payload)):
                 withheld.append(post.id)
-        await self._store.show(rows, frozenset(withheld))
+        for start in range(0, len(rows), SHOWN_AT_ONCE):
+            await self._store.show(rows[start : start + SHOWN_AT_ONCE], frozenset(withheld))
         self._withheld = self._withheld or bool(withheld)
 
     async def _look_for_outage(self, scrubbed: Sequence[ScrubbedText | None]) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from agentmesh.blackboard.authors import AuthorMinutes
-from agentmesh.blackboard.logic.hidden import without_hidden
+from agentmesh.blackboard.logic.hidden import shows_something, without_hidden
 from agentmesh.blackboard.logic.limits import MAX_IDEMPOTENCY_KEY_CHARS, MAX_POST_BYTES, MAX_RAW_POST_BYTES
 from agentmesh.blackboard.logic.post import (
     POST,
@@ -91,6 +91,8 @@ class Poster:
     ) -> Posted:
         """See BlackboardService.post."""
         check_text(text, MAX_RAW_POST_BYTES)
+        if not shows_something(text):
+            raise InvalidInput("The text is empty: nothing of it can be seen.")
         refuse_masked("author's name", author)
         refuse_masked("topic", topic or "")
         asked = _Asked(text, check_author(author), check_topic(topic) if topic else None, reply_to)

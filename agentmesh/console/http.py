@@ -200,6 +200,8 @@ def _validation_sentence(error: RequestValidationError) -> str:
     """Each mistake as `where: what`, of at most three: a client that sends nonsense need not read all of it."""
     found: list[str] = []
     for mistake in error.errors()[:3]:
-        where = ".".join(str(part) for part in mistake["loc"] if part not in ("body", "query", "path"))
+        where = ".".join(
+            str(part) for part in mistake["loc"] if isinstance(part, str) and part not in ("body", "query", "path")
+        )
         found.append(f"{where or 'request'}: {mistake['msg']}")
     return "; ".join(found) + "."

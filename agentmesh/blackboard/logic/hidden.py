@@ -31,6 +31,11 @@ def readable(text: str) -> str:
     return text if text.isascii() else _ANY.sub(lambda match: match[0] if match[0] in _JOINING else "", text)
 
 
+def shows_something(text: str) -> bool:
+    """Whether a reader sees anything of it."""
+    return any(c.isprintable() and not c.isspace() for c in readable(text))
+
+
 def name_in_heading(name: str) -> str:
     """A name as a heading shows it: in quotes when it could be read as the heading's next part (a node, an age)."""
     name = " ".join(readable(name).split())

@@ -67,7 +67,10 @@ MAX_WRITE_QUEUE: Final = 4_096  # writes waiting for the disk; more are refused,
 MAX_READ_QUEUE: Final = 512  # reads waiting for a reader thread
 GROUP_COMMIT_JOBS: Final = 256  # writes in one transaction
 BUSY_TIMEOUT_MS: Final = 2 * SECOND_MS  # another process holding the database (a backup, a shell)
-SCRUB_BATCH: Final = 64  # posts from peers scrubbed and indexed at a time
+SCRUB_BATCH: Final = 64  # posts from peers scrubbed at a time
+SHOWN_AT_ONCE: Final = (
+    8  # of them shown in one write, 5 ms (noise of 4 KiB each: 40 ms), so that own posts come in between
+)
 MASKING_ATTEMPTS: Final = 4  # then a post that the scrubber cannot check stays without its text
 MASKING_AGAIN_MS: Final = MINUTE_MS  # between attempts
 SCRUB_RETRY_MS: Final = 2 * SECOND_MS  # the scrubber is not there: try again

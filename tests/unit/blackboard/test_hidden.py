@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from agentmesh.blackboard.logic.hidden import name_in_heading, readable
+from agentmesh.blackboard.logic.limits import SHOWN_AT_ONCE
 from agentmesh.blackboard.logic.mcp_text import posts_text, visible_post
+from agentmesh.blackboard.logic.query import PostRow
 from agentmesh.cli.output import post_heading, safe
+from agentmesh.core.errors import InvalidInput
 from tests.fakes.board import START_MS, open_board
 
 HIDDEN = ["\u200b", "\u2060", "\u202e", "\u061c", "\u00ad", "\u3164", "\U000e0041", "\U000e0101", "\ufe05", "\u2069"]
@@ -50,3 +54,26 @@ async def test_structured_content_holds_no_invisible_instructions(tmp_path: Path
         await board.see(post)
         shown = visible_post(await board.service.get(post.id.hex()))
         assert shown.text == "hello  there[2J"
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\x00", " \u2003 ", "\u3164\ufeff", "\U000e0041"])
+async def test_a_text_of_which_nothing_can_be_seen_is_refused(tmp_path: Path, text: str) -> None:
+    async with open_board(tmp_path) as board:
+        with pytest.raises(InvalidInput, match="empty"):
+            await board.service.post(text)
+
+
+async def test_an_own_post_comes_in_between_the_posts_of_a_flood(tmp_path: Path) -> None:
+    async with open_board(tmp_path) as board:
+        await board.arrive(*(board.peer_post(f"flood {i}", hours_ago=1) for i in range(64)))
+        writes: list[int] = []
+        show = board.store.show
+
+        async def counted(posts: Sequence[PostRow], withheld: frozenset[bytes] = frozenset()) -> None:
+            writes.append(len(posts))
+            await show(posts, withheld)
+
+        board.store.show = counted  # type: ignore[method-assign]
+        await board.service.settled()
+        assert sum(writes) == 64
+        assert max(writes) <= SHOWN_AT_ONCE
