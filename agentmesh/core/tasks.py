@@ -40,6 +40,13 @@ class TaskSet:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %s failed: %r", task.get_name(), error, exc_info=error)
 
+    async def finish(self, within_s: float) -> None:
+        """Let what runs come to its own end, at most so long; then `close`. Nothing new begins."""
+        self._closed = True
+        if tasks := [t for t in self._tasks if t is not asyncio.current_task()]:
+            await asyncio.wait(tasks, timeout=within_s)
+        await self.close()
+
     async def close(self, grace_s: float = 5.0) -> None:
         """Cancel every task and wait for them, at most `grace_s` seconds."""
         self._closed = True

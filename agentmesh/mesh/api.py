@@ -111,6 +111,13 @@ class Mesh:
             PortInUse: the bind port is taken.
             StorageError: the store cannot be read or written.
         """
+        try:
+            await self._start(first, bootstrap)
+        except BaseException:
+            await self.stop("the node could not start")
+            raise
+
+    async def _start(self, first: Sequence[Draft], bootstrap: Sequence[PeerEntry]) -> None:
         verifier = CachingVerifier(self._membership.mesh)
         now_ms = self._clock.now_ms()
         state = await load_state(self._membership.mesh, self._store, self._rules, verifier, now_ms)
@@ -153,12 +160,16 @@ class Mesh:
         self._started.set()
 
     async def stop(self, reason: str = "the node stops") -> None:
-        """Say goodbye, close every connection, remember the peers. The store stays open."""
+        """Say goodbye, close every connection, remember the peers. The store stays open. Also after a start that failed."""
         await self._tasks.close()
-        await self._driver.stop(reason)
-        self._upkeep.save_peers()
+        if self._started.is_set():
+            self._upkeep.save_peers()
+        if hasattr(self, "_own"):
+            await self._own.close()
+            await self._driver.stop(reason)
         await self._transport.close()
-        await self._peers.close()
+        if hasattr(self, "_peers"):
+            await self._peers.close()
 
     def is_known_source(self, host: str) -> bool:
         """Whether a member was seen at this IP address (for the transport's handshake limits)."""
@@ -188,8 +199,7 @@ class Mesh:
         if draft.key is self._key:
             latest_ms = self._membership.next_timestamp(latest_ms)
         record = draft.build(self._membership.mesh, latest_ms)
-        await self._store.add([record])
-        self._created(record)
+        await self._own.keep(record)
 
     def _created(self, record: Record) -> None:
         self._driver.created(record)
@@ -200,7 +210,7 @@ class Mesh:
 
     def _not_stored(self, records: Sequence[Record]) -> None:
         """The disk did not take them: as if they had never come. They are fetched again after REFUSED_MEMORY_MS."""
-        self._index.drop([record.id for record in records], self._clock.now_ms())
+        self._index.unkeep([record.id for record in records], self._clock.now_ms())
 
     async def _make_room(self, records: Sequence[Record]) -> None:
         """Keep the store within its cap. Local and not convergent; see docs/limits.md."""

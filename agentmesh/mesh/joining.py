@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentmesh.core.clock import Clock
-from agentmesh.core.errors import InvalidInput, PeerError, TokenError, Unreachable
+from agentmesh.core.errors import InvalidInput, PeerError, StorageError, TokenError, Unreachable
 from agentmesh.core.paths import Home
 from agentmesh.mesh.admission import Admission, Admitted, Surroundings
 from agentmesh.mesh.authority import Authority, Draft, open_token
@@ -21,7 +21,7 @@ from agentmesh.mesh.logic.handshake_messages import InviteRefused, RefusalCode, 
 from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.token import InviteToken, decode_token
 from agentmesh.mesh.logic.trust import Trust
-from agentmesh.mesh.membership_file import MembershipFile
+from agentmesh.mesh.membership_file import KnownPeer, MembershipFile
 from agentmesh.mesh.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,19 @@ async def join_mesh(
     admission = Admission(Authority(key, membership, trust, clock), trust, clock, around)
     admitted = await _first_admission(tokens, admission, transport)
     publish = (admitted.publish,) if admitted.publish else ()
-    return Joined(membership, (*bootstrap, *admitted.peers), publish)
+    entries = (*bootstrap, *admitted.peers)
+    _remember(membership, entries, clock.now_ms())
+    return Joined(membership, entries, publish)
+
+
+def _remember(membership: MembershipFile, entries: Sequence[PeerEntry], now_ms: int) -> None:
+    """Killed before its first round of upkeep, the node must still find the mesh: a restart has no token."""
+    known = {peer.node: peer for peer in membership.peers()}
+    known |= {e.node: KnownPeer(e.node, "", e.addresses, e.dialable, now_ms) for e in entries if e.addresses}
+    try:
+        membership.save_peers(tuple(known.values()))
+    except StorageError as error:  # the membership itself is on disk; the node can go on with what it has in memory
+        _log.warning("the members to begin with were not saved: %s", error)
 
 
 async def _first_admission(tokens: Sequence[InviteToken], admission: Admission, transport: Transport) -> Admitted:

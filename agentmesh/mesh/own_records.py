@@ -5,10 +5,12 @@ State: the posts that are on their way to the disk, which already count in this 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from agentmesh.core.clock import Clock
 from agentmesh.core.errors import InvalidInput, NotFound, QuotaExceeded
+from agentmesh.core.tasks import TaskSet
 from agentmesh.core.units import DAY_MS, MINUTE_MS
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.kinds import KindRule
@@ -44,6 +46,7 @@ class OwnRecords:
         self._policy = policy
         self._created = created
         self._on_their_way: list[int] = []
+        self._tasks = TaskSet("own records")
 
     async def publish(self, kind: str, subkey: bytes, payload: bytes, lifetime_ms: int) -> Record:
         """Sign, store durably and spread a record; it is on disk when this returns.
@@ -64,13 +67,25 @@ class OwnRecords:
             raise InvalidInput(f"This cannot be published: {fault}.")
         if counts:
             self._on_their_way.append(record.timestamp_ms)
+        # Whoever asked may give up; a record that reached the disk must be spread all the same.
+        await asyncio.shield(self._tasks.spawn(self._keep(record, counts), name=f"publish {kind}"))
+        return record
+
+    async def keep(self, record: Record) -> None:
+        """Store and spread a record that was signed elsewhere, to the end, even if the caller gives up. Raises: StorageError."""
+        await asyncio.shield(self._tasks.spawn(self._keep(record, counts=False), name=f"publish {record.kind}"))
+
+    async def _keep(self, record: Record, counts: bool) -> None:
         try:
             await self._store.add([record])
         finally:
             if counts:
                 self._on_their_way.remove(record.timestamp_ms)
         self._created(record)
-        return record
+
+    async def close(self) -> None:
+        """End what is on its way after a moment for the disk."""
+        await self._tasks.finish(3.0)
 
     def _make(self, kind: str, subkey: bytes, payload: bytes, lifetime_ms: int, now_ms: int) -> Record:
         me = self._key.public

@@ -7,7 +7,7 @@ Memory: about 300 bytes a record (benchmarks/record_index.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from agentmesh.mesh.logic.author_tally import AuthorTallies
 from agentmesh.mesh.logic.entry import Entry, SortedEntries, StoredEntry, Tombstone
@@ -292,6 +292,13 @@ class RecordIndex:
             self._forget(entry)
             self._refused.add(entry.id, now_ms)
         return tuple(entry.id for entry in dropped)
+
+    def unkeep(self, ids: Sequence[bytes], now_ms: int) -> None:
+        """The disk did not take these: as if they had never come, so that they can come again later."""
+        found = [entry for id_ in ids if (entry := self._entries.get(id_)) is not None]
+        self.drop(ids, now_ms)
+        for entry in (e for e in found if e.rule.quota and self._quota.holder(e) is e):
+            self._quota.remove(entry)
 
     def follow(self, authors: Iterable[bytes], now_ms: int) -> tuple[bytes, ...]:
         """Place the slots of authors anew whose subtrees may have changed."""
