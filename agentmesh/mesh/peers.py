@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentmesh.core.clock import Clock
-from agentmesh.core.errors import PeerError, StorageError, TokenError, Unreachable
+from agentmesh.core.errors import NotAdmitted, PeerError, StorageError, TokenError, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission, Admitted
 from agentmesh.mesh.authority import Draft
@@ -32,6 +32,7 @@ from agentmesh.mesh.transport import Connection, Stream, Transport
 
 _log = logging.getLogger(__name__)
 
+REACH_S = 2.0  # for a peer to allow one more stream
 MAX_REMEMBERED = 2_000  # peers whose name and addresses are kept for status and for the known-peers file
 
 
@@ -129,7 +130,11 @@ class Peers:
             raise Unreachable(error.message) from error
         except PeerError as error:
             connection.close("not admitted")
-            self.refusal = error.message
+            if isinstance(error, NotAdmitted):  # one that merely fell silent has refused nothing
+                self.refusal = error.message
+            raise
+        except BaseException:
+            connection.close("the dial was given up")
             raise
         self.refusal = None
         if admitted.publish is not None:
@@ -150,8 +155,9 @@ class Peers:
         if link is None:
             return None
         try:
-            return await link.connection.open_stream()
-        except PeerError:
+            async with asyncio.timeout(REACH_S):  # a peer may allow us no more streams
+                return await link.connection.open_stream()
+        except (PeerError, TimeoutError):
             return None
 
     # ------------------------------------------------------------------ what is known

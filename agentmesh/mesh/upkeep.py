@@ -71,12 +71,17 @@ class Upkeep:
             if wait_s > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
-            await self._vouch(loop.time())
-            if loop.time() >= next_round:
+            is_round = loop.time() >= next_round
+            if is_round:
                 next_round, rounds = loop.time() + EVERY_S, rounds + 1
-                await self._mend_own_chain()
-                if rounds % SAVE_PEERS_EVERY == 1:
-                    self.save_peers()
+            try:
+                await self._vouch(loop.time())
+                if is_round:
+                    await self._mend_own_chain()
+            except Exception:  # noqa: BLE001 - a task's root: it must be here next year, when the certificate ends
+                _log.exception("a round of upkeep broke; the next one comes")
+            if is_round and rounds % SAVE_PEERS_EVERY == 1:
+                self.save_peers()
 
     async def _vouch(self, now_s: float) -> None:
         due = [target for at, target in self._due if at <= now_s]

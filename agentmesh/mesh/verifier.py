@@ -14,10 +14,12 @@ from typing import Final
 
 from agentmesh.core.errors import ProtocolError
 from agentmesh.mesh.identity import verify
+from agentmesh.mesh.logic.limits import MAX_BATCH_RECORDS
 from agentmesh.mesh.logic.record import SignedRecord, parse_record, signing_bytes
 
 _REMEMBERED: Final = 8_192  # good signatures, 16 bytes each: several batches from several peers
 _WORTH_A_THREAD: Final = 8  # signatures; below that the hand-over costs more than it saves
+_THREADS: Final = 2  # at once: batches of many peers must not take every thread that the disk needs too
 
 
 class CachingVerifier:
@@ -26,6 +28,7 @@ class CachingVerifier:
     def __init__(self, mesh: bytes) -> None:
         self._mesh = mesh
         self._good: dict[bytes, None] = {}
+        self._threads = asyncio.Semaphore(_THREADS)
 
     def __call__(self, public_key: bytes, signature: bytes, message: bytes) -> bool:
         name = _name(public_key, signature, message)
@@ -40,7 +43,11 @@ class CachingVerifier:
         """Check a batch in a thread; those that are good will be answered from memory."""
         if len(records) < _WORTH_A_THREAD:
             return
-        for name in await asyncio.to_thread(self._check, records):
+        async with self._threads:
+            found = await asyncio.to_thread(
+                self._check, records[:MAX_BATCH_RECORDS]
+            )  # the machine reads no more either
+        for name in found:
             self._remember(name)
 
     def _check(self, records: Sequence[SignedRecord]) -> list[bytes]:
