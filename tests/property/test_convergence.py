@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from agentmesh.core.units import HOUR_MS, MINUTE_MS, SECOND_MS
-from agentmesh.mesh.logic import reconcile
+from agentmesh.mesh.logic import chainbook, reconcile, revocation_book
 from agentmesh.mesh.logic.certificate import CapabilityError, leaf_of
 from agentmesh.mesh.logic.entry import StoredEntry, Tombstone
 from agentmesh.mesh.logic.inbox import Inbox, Outcome
@@ -246,4 +246,16 @@ def test_nodes_agree_whatever_was_posted_retracted_and_governed(nodes: int) -> N
 @pytest.mark.parametrize("nodes", [2, 5])
 def test_nodes_agree_whoever_was_revoked_and_vouched_for(nodes: int) -> None:
     for seed in range(25):
+        assert_equal(tell(seed, nodes, 120, EVERYTHING), seed)
+
+
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_nodes_agree_when_subtrees_have_more_members_and_revocations_than_room(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chainbook, "MAX_SUBTREE_CERTIFICATES", 4)
+    monkeypatch.setattr(chainbook, "MAX_INNER_CERTIFICATES", 2)
+    monkeypatch.setattr(revocation_book, "MAX_SUBTREE_REVOCATIONS", 3)
+    monkeypatch.setattr(revocation_book, "MAX_INNER_REVOCATIONS", 2)
+    for seed in range(1_000, 1_025):
         assert_equal(tell(seed, nodes, 120, EVERYTHING), seed)

@@ -54,6 +54,7 @@ class ChainBook:
         self._next_expiry_ms: int | None = None
         self._before: dict[bytes, Held | None] = {}
         self._dropped: dict[bytes, None] = {}
+        self._crowded_out: dict[bytes, None] = {}
         self._room = SubtreeRoom(MAX_SUBTREE_CERTIFICATES, MAX_INNER_CERTIFICATES)
 
     # -------------------------------------------------------------- changes
@@ -75,6 +76,7 @@ class ChainBook:
             crowded_out = self._held[loser]
             self._remove(crowded_out)
             self._dropped[crowded_out.record_id] = None
+            self._crowded_out[crowded_out.subject] = None
             self._choose(crowded_out.subject)
         if (known := self._held.get(held.key)) is not None:
             self._remove(known, keep_place=True)
@@ -136,6 +138,11 @@ class ChainBook:
         everyone_below = self._with_line_below(moved + gained + lost)
         self._before, self._dropped = {}, {}
         return tuple(sorted(gained)), tuple(sorted(lost)), dropped, everyone_below
+
+    def take_crowded_out(self) -> tuple[bytes, ...]:
+        """Keys that lost a chain for want of room since the last call and have no other."""
+        taken, self._crowded_out = tuple(self._crowded_out), {}
+        return tuple(subject for subject in taken if subject not in self._best)
 
     def _with_line_below(self, subjects: Sequence[bytes]) -> tuple[bytes, ...]:
         """These members and those whose line of inviters may pass through one of them, now or before."""

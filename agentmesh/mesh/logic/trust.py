@@ -218,7 +218,8 @@ class Trust:
         self._settle()
         members, lost, dropped, moved = self._book.take_changes()
         gone = {*(key for key in self._newly_revoked if len(key) == KEY_BYTES and key in self._revoked), *lost}
-        out = tuple(sorted(key for key in gone if self._is_out(key)))
+        # Who has no room is nobody's member any more: else some would keep its records and others never take them.
+        out = tuple(sorted({*(key for key in gone if self._is_out(key)), *self._book.take_crowded_out()}))
         dropped = tuple(sorted((*dropped, *self._revocations.take_crowded_out())))
         changes = TrustChanges(members, out, dropped, moved, self._policy_changed)
         self._newly_revoked = {}
