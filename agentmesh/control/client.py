@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S: Final = 30.0  # the slowest plain call is a post behind a scrub worker that has to start (some 3 s)
 CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_POLL_S: Final = 0.02
 STREAM_SILENCE_S: Final = 60.0  # the node sends a comment every 15 s on a quiet event stream
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024  # 200 posts of 4 KiB, escaped, are some 5 MiB
 _READ_BYTES: Final = 64 * 1024
@@ -58,6 +59,24 @@ class _Socket:
         if owner != os.getuid():
             raise ForeignSocket(f"{path} belongs to another user; it is not used.")
         return str(path)
+
+    def try_connect(self) -> socket.socket | None:
+        """A connection, or None when so many others want one at this moment that the node has not taken them yet.
+
+        A Unix socket connects at once or, when its backlog is full, fails at once (EAGAIN) instead of waiting.
+        """
+        path = self.check()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            connection.close()
+            return None
+        except OSError as error:
+            connection.close()
+            raise self.missing() from error
+        return connection
 
     def missing(self) -> NoNode:
         return NoNode(f"No agentmesh node runs in {self.home.root}.")
@@ -113,17 +132,11 @@ class NodeClient:
         _answer_if_error(reader)
 
     def _connect(self) -> socket.socket:
-        path = self._socket.check()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(CONNECT_TIMEOUT_S)
-        try:
-            connection.connect(path)
-        except TimeoutError as error:
-            connection.close()
-            raise NodeSilent() from error
-        except OSError as error:
-            connection.close()
-            raise self._socket.missing() from error
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while (connection := self._socket.try_connect()) is None:
+            if time.monotonic() >= deadline:
+                raise NodeSilent()
+            time.sleep(CONNECT_POLL_S)
         return connection
 
 
@@ -193,10 +206,12 @@ class AsyncNodeClient:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         import asyncio
 
-        path = self._socket.check()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await asyncio.open_unix_connection(path)
+                while (connection := self._socket.try_connect()) is None:  # noqa: ASYNC110 - the kernel tells nobody
+                    await asyncio.sleep(CONNECT_POLL_S)
+                connection.setblocking(False)
+                return await asyncio.open_unix_connection(sock=connection)
         except TimeoutError as error:
             raise NodeSilent() from error
         except OSError as error:

@@ -177,3 +177,35 @@ def test_an_event_stream_that_is_refused_raises_the_nodes_error(home: Home, serv
     serve(response(429, {"error": {"code": "quota_exceeded", "message": "Too many readers."}}))
     with pytest.raises(QuotaExceeded, match="Too many readers"):
         list(NodeClient(home).stream_events("/api/blackboard/events"))
+
+
+def _let_in_after(listener: socket.socket, seconds: float) -> threading.Timer:
+    """A node that takes nobody for a moment, then everybody, and answers the last."""
+
+    def run() -> None:
+        listener.settimeout(10)
+        waiting = listener.accept()[0]
+        waiting.close()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(response(200, {"late": True}))
+
+    timer = threading.Timer(seconds, run)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_node_at_whose_door_too_many_wait_is_waited_for(home: Home, *, asynchronous: bool) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(home.socket))
+        listener.listen(0)
+        first.connect(str(home.socket))  # the only place in the queue
+        timer = _let_in_after(listener, 0.2)
+        if asynchronous:
+            answer = asyncio.run(AsyncNodeClient(home).request("GET", "/x"))
+        else:
+            answer = NodeClient(home).request("GET", "/x")
+        assert answer == {"late": True}
+        timer.join(10)
