@@ -14,9 +14,10 @@ import socket
 import stat
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from agentmesh.console.guard import App
 from agentmesh.core.errors import HomeError, PortInUse
@@ -27,9 +28,11 @@ _log = logging.getLogger(__name__)
 LOOPBACK: Final = "127.0.0.1"
 PORTS_TRIED: Final = 50  # beyond a busy default: as many nodes on one machine, then something is wrong
 MAX_CONNECTIONS: Final = 512  # per door: hundreds of agents with an event stream each
-BACKLOG: Final = 128
+BACKLOG: Final = 1024  # who comes in one burst, such as twenty agents with their editors; the system may allow less
 REQUEST_GRACE_S: Final = 1  # what a running request gets to finish when the node stops
 KEEP_ALIVE_S: Final = 30
+SILENCE_S: Final = 15.0  # to send a whole request, or the next one: ours take milliseconds
+MAX_HEAD_BYTES: Final = 32 * 1024  # of a request; browsers stay below 16 KiB
 
 
 class _Server(uvicorn.Server):
@@ -47,12 +50,44 @@ class _Server(uvicorn.Server):
         await self.ended.wait()
 
 
+class _Connection(H11Protocol):
+    """uvicorn's connection with a bound on how many there are and how long one may be there without a request.
+
+    uvicorn times out only what is silent after a whole answer: a connection that never sends anything, or half a request,
+    would stay for ever, and other users of the machine could take all our descriptors at the console port. h11 on purpose,
+    also where httptools is installed: one strict parser on every machine.
+    """
+
+    _seen: object = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]: as uvicorn's own
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._watch = self.loop.call_later(SILENCE_S, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if hasattr(self, "_watch"):
+            self._watch.cancel()
+
+    def _close_if_idle(self) -> None:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if (cycle is None or cycle.response_complete) and cycle is self._seen:
+            self.transport.close()
+            return
+        self._seen = cycle
+        self._watch = self.loop.call_later(SILENCE_S, self._close_if_idle)
+
+
 class ApiServer:
     """An ASGI app served on one bound socket."""
 
     def __init__(self, app: App, bound: socket.socket, tasks: TaskSet, name: str) -> None:
         config = uvicorn.Config(
             app,
+            http=_Connection,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -60,8 +95,8 @@ class ApiServer:
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             backlog=BACKLOG,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=REQUEST_GRACE_S,
         )

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from agentmesh.control.client import AsyncNodeClient
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NodeRunning, NotFound
 from agentmesh.core.paths import Home
 from agentmesh.core.tasks import TaskSet
+from agentmesh.node import listeners
 from agentmesh.node.listeners import ApiServer, bind_console, bind_home_socket, port_of
 
 TOKEN = "console-token"
@@ -187,3 +188,40 @@ async def test_a_server_ends_in_time_though_a_client_hangs_on(served: Served) ->
         async with asyncio.timeout(5):
             await served.server.close(3)
     assert served.server.connections() == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
+async def test_whoever_sends_no_whole_request_is_hung_up_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(listeners, "SILENCE_S", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.console_port)
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        await reader.read()  # ends because the server closes
+    writer.close()
+
+
+async def test_an_event_stream_may_be_quiet_for_longer_than_that(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "SILENCE_S", 0.01)
+    async with aclosing(served.client.stream_events("/api/events")) as events:
+        await anext(events)
+        served.node.state = "alone"  # shown two seconds later at most
+        assert json.loads((await anext(events)).data)["state"] == "alone"
+
+
+async def test_beyond_the_limit_of_connections_the_latest_is_hung_up_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "MAX_CONNECTIONS", 2)
+    held = [await asyncio.open_connection("127.0.0.1", served.console_port) for _ in range(3)]
+    async with asyncio.timeout(10):
+        with suppress(ConnectionError):
+            assert await held[2][0].read() == b""
+    held[0][1].write(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(10):
+        assert b'"ok"' in await held[0][0].read()
+    for _, writer in held:
+        writer.close()
