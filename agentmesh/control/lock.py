@@ -21,8 +21,9 @@ POLL_S: Final = 0.02
 class FileLock:
     """A held lock. The file stays: removing it would let two processes hold "the" lock."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor: int | None = descriptor
+        self._path = path
 
     @classmethod
     def acquire(cls, path: Path, timeout_s: float = 0.0) -> FileLock | None:
@@ -35,10 +36,17 @@ class FileLock:
         while True:
             descriptor = _try(path)
             if descriptor is not None:
-                return cls(descriptor)
+                return cls(descriptor, path)
             if time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_S)
+
+    def is_current(self) -> bool:
+        """Whether the lock is held, and is the one that others find under its path."""
+        try:
+            return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Free the lock. May be called twice."""

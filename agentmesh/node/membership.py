@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentmesh.core.clock import Clock
-from agentmesh.core.errors import Unreachable
+from agentmesh.core.errors import IdentityKeyError, Unreachable
 from agentmesh.core.paths import Home
 from agentmesh.mesh.authority import Draft, found_mesh
 from agentmesh.mesh.identity import NodeKey
@@ -60,6 +60,7 @@ async def find_mesh(
         tokens = read_tokens(options.join, clock.now_ms())
         return await _join(home, key, options, name, clock, say, tokens, present)
     if present is not None:
+        _check_key(home, key, present)
         ignored = ("The quotas of --policy are for a new mesh; this home is on one already.",) if options.policy else ()
         return OnMesh(present, notes=ignored)
     policy = Policy.from_overrides(options.policy)
@@ -67,6 +68,19 @@ async def find_mesh(
     return OnMesh(
         membership, first, notes=(f"Founded a new mesh, '{membership.name}'; others join it with an invite.",)
     )
+
+
+def _check_key(home: Home, key: NodeKey, membership: MembershipFile) -> None:
+    """A home whose key was lost got a new one, which no other member knows: its posts would reach nobody.
+
+    Raises:
+        IdentityKeyError
+    """
+    if membership.certificate.subject != key.public:
+        raise IdentityKeyError(
+            f"{home.identity_key} is not the key that joined the mesh '{membership.name}'. Put the old file back; or give it up "
+            "with agentmesh leave, and join again with a new invite."
+        )
 
 
 async def _join(

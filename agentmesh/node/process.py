@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
 from agentmesh.core.config import Config, load_config
@@ -33,6 +34,7 @@ STOP_TIMEOUT_S: Final = 5.0  # a clean leave; then the process ends as if it had
 # How long a thread may keep the interpreter when the event loop wants it (Python's default is 5 ms). Hashing, writing and
 # scrubbing threads delayed each wake-up of the loop by 5.7 ms with the default and by 1.7 ms with this (measured).
 SWITCH_INTERVAL_S: Final = 0.001
+DESCRIPTORS: Final = 4096  # 512 connections at each of two doors, and room
 IDLE_CHECKS: Final = 20  # looks at idleness within one idle_exit
 IDLE_CHECK_MAX_S: Final = 60.0
 
@@ -45,6 +47,7 @@ def run_process(home: Home, options: NodeOptions) -> int:
     """
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _allow_descriptors()
     pipe = ReadyPipe(options.ready_fd)
     try:
         home.prepare()
@@ -62,6 +65,15 @@ def run_process(home: Home, options: NodeOptions) -> int:
             _log.error("%s", error.message)
             return error.exit_code
         raise
+
+
+def _allow_descriptors() -> None:
+    """Both doors may be full, and the database and a worker must still open files; many systems' default is 1,024 or 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _set_up_log(home: Home, options: NodeOptions) -> None:
@@ -122,7 +134,7 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
         _announce(node, home, options, pipe)
         held.settled()
         if options.background:
-            tasks.spawn(_end_when_unused(node, home, config.idle_exit_ms / 1000), name="idle")
+            tasks.spawn(_end_when_unused(node, held, config.idle_exit_ms / 1000), name="idle")
         await stopping
         _log.info("stopping: %s", node.stop_reason)
     finally:
@@ -193,10 +205,10 @@ def _handle_signals(request_stop: Callable[[str], None], *, background: bool) ->
         loop.add_signal_handler(signal.SIGHUP, received, signal.SIGHUP)
 
 
-async def _end_when_unused(node: Node, home: Home, idle_exit_s: float) -> None:
+async def _end_when_unused(node: Node, held: HeldHome, idle_exit_s: float) -> None:
     """End a node in the background that nobody uses any more, or whose home was deleted: nobody could find it."""
     while node.idle_s() < idle_exit_s:
-        if not home.lock.exists():
+        if not held.is_current():
             node.request_stop("its home is gone")
             return
         await asyncio.sleep(min(IDLE_CHECK_MAX_S, idle_exit_s / IDLE_CHECKS))

@@ -37,6 +37,10 @@ class HeldHome:
             self._starting.release()
             self._starting = None
 
+    def is_current(self) -> bool:
+        """Whether the home is still there, and still this node's: it may have been deleted, and even made anew."""
+        return self._lock.is_current()
+
     def release(self) -> None:
         self.settled()
         self._lock.release()

@@ -73,3 +73,16 @@ def test_a_path_that_cannot_be_a_lock_is_said_to_be_so(tmp_path: Path, obstacle:
     with pytest.raises(HomeError, match="lock"):
         FileLock.acquire(path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_whose_file_was_replaced_is_no_longer_the_one_that_others_find(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = FileLock.acquire(path)
+    assert lock is not None
+    assert lock.is_current()
+    path.unlink()
+    assert not lock.is_current()
+    path.touch()
+    assert not lock.is_current()
+    lock.release()
+    assert not lock.is_current()
