@@ -123,7 +123,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).debug("failed", exc_info=error)
         fail(redact(error.message))
         return error.exit_code
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except (BrokenPipeError, SystemExit):  # whoever read our output has seen enough; click makes an exit of it
         _discard_output()
         return EXIT_DONE
     except OSError as error:
@@ -146,7 +146,7 @@ def _defect(error: Exception) -> int:
 
 def _discard_output() -> None:
     """Nothing more may be written, not even by the interpreter's own flush at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _prepare_streams() -> None:
