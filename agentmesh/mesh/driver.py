@@ -189,7 +189,9 @@ class GossipDriver:
             case StoreRecords() | DropRecords():
                 self._disk.add(effect)
             case StepReconcile(peer, session, body):
-                self._tasks.spawn(self._step_reconcile(peer, session, body), name="reconcile")
+                self._tasks.spawn(
+                    self._step_reconcile(peer, session, self._reconciler.step(peer, session, body)), name="reconcile"
+                )
             case EndReconcile(peer, session):
                 self._reconciler.end(peer, session)
             case DialPeer(peer, addresses):
@@ -211,9 +213,9 @@ class GossipDriver:
                 _log.exception("dialling %s broke", peer.hex()[:8])
             self.feed(DialFailed(peer))
 
-    async def _step_reconcile(self, peer: NodeId, session: int, body: bytes | None) -> None:
+    async def _step_reconcile(self, peer: NodeId, session: int, step: Awaitable[ReconcileStepped]) -> None:
         try:
-            stepped = await self._reconciler.step(peer, session, body)
+            stepped = await step
         except Exception:  # noqa: BLE001 - a task's root: the machine must hear of every step's end
             _log.exception("a reconciliation step with %s broke", peer.hex()[:8])
             stepped = ReconcileStepped(peer, session, None, (), (), done=True)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 from agentmesh.core.clock import Clock
@@ -49,13 +49,19 @@ class Reconciler:
         """Whose state is kept."""
         return len(self._sessions)
 
-    async def step(self, peer: NodeId, session: int, body: bytes | None) -> ReconcileStepped:
-        """One step; a message that no honest peer sends ends the session without an answer."""
-        key, turn = (peer, session), object()
-        if body is not None and key not in self._sessions and not self._may_open(peer):
-            return ReconcileStepped(peer, session, _BUSY, (), (), done=True)
-        self._alive[key] = turn
+    def step(self, peer: NodeId, session: int, body: bytes | None) -> Coroutine[None, None, ReconcileStepped]:
+        """One step; a message that no honest peer sends ends the session without an answer.
+
+        It counts as begun when this returns: `end` finds it, although nobody awaits it yet.
+        """
+        turn = object()
+        self._alive[peer, session] = turn
+        return self._step((peer, session), turn, body)
+
+    async def _step(self, key: tuple[NodeId, int], turn: object, body: bytes | None) -> ReconcileStepped:
         try:
+            if body is not None and key not in self._sessions and not self._may_open(key[0]):
+                return ReconcileStepped(*key, _BUSY, (), (), done=True)
             return await self._step_in_turn(key, turn, body)
         finally:
             if self._alive.get(key) is turn:
