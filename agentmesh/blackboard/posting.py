@@ -73,6 +73,7 @@ class Poster:
         publisher: Publisher,
         clock: Clock,
         own_node: bytes,
+        idempotency_secret: bytes,
         minutes: AuthorMinutes,
         view: Callable[[PostRow], PostView],
     ) -> None:
@@ -82,6 +83,7 @@ class Poster:
         self._publisher = publisher
         self._clock = clock
         self._own_node = own_node
+        self._idempotency_secret = idempotency_secret
         self._minutes = minutes
         self._view = view
         self._in_flight: dict[bytes, asyncio.Event] = {}
@@ -100,7 +102,8 @@ class Poster:
             return await self._post_new(asked, None)
         if len(idempotency_key) > MAX_IDEMPOTENCY_KEY_CHARS or not is_utf8(idempotency_key):
             raise InvalidInput(f"An idempotency key is at most {MAX_IDEMPOTENCY_KEY_CHARS} characters of UTF-8.")
-        key = _digest(self._own_node.hex(), idempotency_key)
+        # It travels in the post, so that a node that lost its disk still knows it: keyed, or members could guess at weak ones.
+        key = hashlib.blake2s(idempotency_key.encode(), key=self._idempotency_secret, digest_size=ID_BYTES).digest()
         while running := self._in_flight.get(key):
             await running.wait()
         done = self._in_flight[key] = asyncio.Event()

@@ -63,6 +63,7 @@ class BlackboardService:
         publisher: Publisher,
         clock: Clock,
         own_node: bytes,
+        idempotency_secret: bytes = b"",
         author_posts_per_minute: Callable[[], int],
         default_author: str = "anonymous",
         node_name: Callable[[bytes], str | None] = _unnamed,
@@ -85,6 +86,7 @@ class BlackboardService:
             publisher=publisher,
             clock=clock,
             own_node=own_node,
+            idempotency_secret=idempotency_secret or own_node,
             minutes=self._minutes,
             view=self.view,
         )

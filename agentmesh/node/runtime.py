@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import getpass
+import hashlib
 import logging
 import os
 import socket
@@ -208,6 +209,7 @@ class Node:
             publisher=mesh,
             clock=self._clock,
             own_node=key.public,
+            idempotency_secret=hashlib.blake2s(key.seed, person=b"idemkeys").digest(),
             default_author=name,
             author_posts_per_minute=lambda: mesh.policy().author_posts_per_minute,
             node_name=lambda node: name if node == key.public else mesh.name_of(node),
