@@ -18,7 +18,7 @@ from agentmesh.node.listeners import MAX_CONNECTIONS
 from tests.fakes.node_process import ROOT, NodeHome, Nodes, wait_for
 
 # Spread over a start of about a second: imports, lock, key, membership, database, network, doors.
-MOMENTS_S = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2)
+MOMENTS_S = (0.1, 0.4, 0.6, 0.9)
 
 
 def test_killed_at_any_moment_of_its_start_a_node_starts_the_next_time(nodes: Nodes) -> None:
