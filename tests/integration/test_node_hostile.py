@@ -209,3 +209,16 @@ def test_twenty_commands_interrupted_while_a_node_starts_leave_one_node_that_wor
     kept = {post["text"] for post in home.json("blackboard", "--limit", "200")["posts"]}
     assert kept >= {f"post {number}" for number in range(10, 20)}
     assert sum("started a node" in errors for _, errors in results) <= 1
+
+
+def test_a_board_whose_database_is_damaged_is_put_aside_said_and_begun_anew(nodes: Nodes) -> None:
+    home = nodes.home()
+    home.cli("blackboard", "before")
+    home.cli("stop")
+    (database,) = home.root.glob("meshes/*/blackboard.db")
+    database.write_bytes(os.urandom(64 * 1024))
+    done = home.cli("blackboard", "after")
+    assert done.code == 0
+    assert "damaged" in done.err
+    assert len(list(database.parent.glob("blackboard.db.damaged-*"))) == 1
+    assert [post["text"] for post in home.json("blackboard")["posts"]] == ["after"]
