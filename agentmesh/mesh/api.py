@@ -23,10 +23,18 @@ from agentmesh.mesh.logic.events import NodeId, PeersLearned, PeerState, RecordC
 from agentmesh.mesh.logic.gossip import GossipMachine
 from agentmesh.mesh.logic.handshake_common import Introduction
 from agentmesh.mesh.logic.kinds import KindRule
-from agentmesh.mesh.logic.limits import MAX_BOOTSTRAP_ADDRESSES, MAX_CLOCK_SKEW_MS, MAX_STORE_BYTES
+from agentmesh.mesh.logic.limits import (
+    CONTROL_REQUESTS,
+    CONTROL_REQUESTS_PER_MS,
+    MAX_BOOTSTRAP_ADDRESSES,
+    MAX_CLOCK_SKEW_MS,
+    MAX_STORE_BYTES,
+)
 from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.policy import Policy
 from agentmesh.mesh.logic.record import Record
+from agentmesh.mesh.logic.request_rate import RequestRate
+from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.membership_file import MembershipFile
 from agentmesh.mesh.own_records import OwnRecords
 from agentmesh.mesh.peers import Peers
@@ -94,6 +102,7 @@ class Mesh:
         self._tasks = TaskSet("mesh")
         self._watchers: list[tuple[OnRecords, OnDropped]] = []
         self._services: dict[StreamKind, OnStream] = {StreamKind.CONTROL: self._serve_control}
+        self._control = RequestRate(CONTROL_REQUESTS, CONTROL_REQUESTS_PER_MS)
         self._dialable = True
         self._started = asyncio.Event()
         self.bind_port = 0
@@ -278,6 +287,8 @@ class Mesh:
 
     def state(self) -> str:
         """One word for `status`, or the sentence with which the mesh refuses this node."""
+        if self._trust.standing(self._key.public, self._clock.now_ms()) is Standing.OUT:
+            return "revoked: this node is no longer a member; join again with a new home and a new invite"
         if self._driver.links:
             return "connected"
         return self._peers.refusal or "alone"
@@ -314,6 +325,9 @@ class Mesh:
         await self._peers.on_connection(connection)
 
     async def _serve_control(self, peer: NodeId, stream: Stream) -> None:
+        if not self._control.take(peer, self._clock.now_ms()):
+            stream.abort()
+            return
         await self._admission.serve_control(peer, stream)
 
     def _addresses(self) -> tuple[str, ...]:

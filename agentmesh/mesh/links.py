@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentmesh.core.errors import AgentMeshError, ProtocolError, StreamClosed
@@ -99,19 +100,19 @@ class Link:
 
     async def run(self) -> str:
         """Serve the link until its connection ends; returns the reason. Everything started here has ended then."""
-        self._tasks.spawn(self._guard(self._write_messages()), name="messages")
-        self._tasks.spawn(self._guard(self._write_records()), name="records")
-        self._tasks.spawn(self._guard(self._accept_streams()), name="accept")
+        self._tasks.spawn(self._guard(self._write_messages), name="messages")
+        self._tasks.spawn(self._guard(self._write_records), name="records")
+        self._tasks.spawn(self._guard(self._accept_streams), name="accept")
         try:
             return await self.connection.wait_closed()
         finally:
             self.connection.close("done")
             await self._tasks.close()
 
-    async def _guard(self, work: Awaitable[None]) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         """A stream's failure ends the link with its sentence; it is the peer's or the network's doing, not ours."""
         try:
-            await work
+            await work()
         except (StreamClosed, ProtocolError) as error:
             self.close(str(error))
         except AgentMeshError as error:
@@ -163,7 +164,7 @@ class Link:
             if len(self._tasks) > MAX_STREAMS_PER_PEER:
                 stream.abort()
                 continue
-            self._tasks.spawn(self._guard(self._serve(stream)), name="stream")
+            self._tasks.spawn(self._guard(partial(self._serve, stream)), name="stream")
 
     async def _serve(self, stream: Stream) -> None:
         try:

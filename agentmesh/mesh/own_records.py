@@ -59,10 +59,11 @@ class OwnRecords:
         now_ms = self._clock.now_ms()
         rule = self._rules[kind]
         counts = rule.quota and rule.retracts is None
-        if counts and (retry_at_ms := self.quota_retry_at_ms(kind, now_ms)) is not None:
+        record = self._make(kind, subkey, payload, lifetime_ms, now_ms)
+        # By its own date: after a restart that may lie a few seconds ahead, in the next minute.
+        if counts and (retry_at_ms := self.quota_retry_at_ms(kind, record.timestamp_ms)) is not None:
             wait_s = max(1, (retry_at_ms - now_ms + 999) // 1000)
             raise QuotaExceeded(f"This node has used up its quota of posts; try again in {wait_s} s.")
-        record = self._make(kind, subkey, payload, lifetime_ms, now_ms)
         if (fault := rule.validate(record)) is not None:
             raise InvalidInput(f"This cannot be published: {fault}.")
         if counts:

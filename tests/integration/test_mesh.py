@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.core.errors import InvalidInput, StorageError
+from agentmesh.core.errors import InvalidInput, QuotaExceeded, StorageError
 from agentmesh.mesh.identity import NodeKey, encode_id
 from agentmesh.mesh.logic.handshake_messages import InviteRefused
+from agentmesh.mesh.logic.policy import Policy
 from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.transport import Transport
@@ -117,3 +118,21 @@ async def test_a_full_disk_refuses_the_post_and_the_node_goes_on(make_node: Make
     b.store.full = False
     await b.post("after")
     await eventually(lambda: a.texts() == ["after", "kept"])
+
+
+async def test_a_revoked_node_says_so_in_its_status(make_node: MakeNode) -> None:
+    a, b, _ = await _three(make_node)
+    await b.post("hello")
+    await eventually(lambda: a.texts() == ["hello"])
+    await a.mesh.revoke(encode_id(b.key.public))
+    await eventually(lambda: "revoked" in b.mesh.state(), 30)
+
+
+async def test_a_post_is_counted_in_the_minute_of_its_own_date(make_node: MakeNode) -> None:
+    node = await make_node("a").found(Policy.from_overrides({"posts_per_minute": 5, "posts_per_day": 5_000})).start()
+    posted = 0
+    with pytest.raises(QuotaExceeded):
+        for number in range(12):  # at most one minute boundary can lie within
+            await node.post(str(number))
+            posted += 1
+    assert len(node.texts()) == posted

@@ -30,6 +30,12 @@ STREAM_HEADER_TIMEOUT_MS: Final = 5 * SECOND_MS  # a stream that does not say it
 HANDSHAKE_TIMEOUT_MS: Final = 5 * SECOND_MS  # nothing but the handshake happens before it is done
 MAX_HANDSHAKES: Final = 64  # at once, in all; a quarter is kept for addresses of known members
 MAX_HANDSHAKES_PER_SOURCE: Final = 4  # at once, from one source address
+CONTROL_REQUESTS: Final = (
+    16  # of one admitted peer (renew, vouch, pass on) in a burst; each costs chain checks and a signature
+)
+CONTROL_REQUESTS_PER_MS: Final = 1 / (
+    2 * SECOND_MS
+)  # and as many again over half a minute: people join faster only by different members
 MAX_CHAIN_DEPTH: Final = 8  # certificates between root and leaf
 MAX_CHAIN_CERTIFICATES: Final = 32  # certificates in one bundle, renewals and their issuers included
 MAX_CHAIN_BYTES: Final = 32 * KIB
