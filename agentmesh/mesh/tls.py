@@ -1,0 +1,166 @@
+"""The fast path's transport: TLS 1.3 over TCP. What a connection does is in tls_link.py, who may use it in bulk_server.py.
+
+See transport.Transport. The pin is the server's proven key, as with QUIC; a connection carries one stream at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from agentmesh.core.errors import AgentMeshError, NotAdmitted, Unreachable
+from agentmesh.core.tasks import TaskSet
+from agentmesh.mesh.datagrams import SocketAddress, source_of, split_address
+from agentmesh.mesh.identity import NodeKey
+from agentmesh.mesh.logic.bulk_limits import BULK_ACCEPT_PAUSE_MS, BULK_SHUTDOWN_MS, MAX_BULK_CONNECTIONS
+from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS
+from agentmesh.mesh.tls_context import client_context, proven_node, server_context, speaks_bulk
+from agentmesh.mesh.tls_door import HandshakeDoor
+from agentmesh.mesh.tls_link import TlsLink
+from agentmesh.mesh.tls_sockets import bind_tcp
+from agentmesh.mesh.transport import OnConnection
+
+_log = logging.getLogger(__name__)
+
+HANDSHAKE_S: Final = HANDSHAKE_TIMEOUT_MS / 1000
+SHUTDOWN_S: Final = BULK_SHUTDOWN_MS / 1000
+
+
+class TlsTransport:
+    """See transport.Transport.
+
+    Args:
+        known_source: whether an IP address belongs to a known member, for whom a quarter of the handshakes is kept.
+    """
+
+    def __init__(self, key: NodeKey, *, known_source: Callable[[str], bool] = lambda _: False) -> None:
+        self._key = key
+        self._known_source = known_source
+        self._client = client_context()
+        self._server: ssl.SSLContext | None = None
+        self._listener: socket.socket | None = None
+        self._on_connection: OnConnection | None = None
+        self._door = HandshakeDoor()
+        self._links: set[TlsLink] = set()
+        self._tasks = TaskSet("tls")
+        self._closed = False
+
+    async def listen(self, host: str, port: int, on_connection: OnConnection) -> int:
+        """See Transport. Raises also: HomeError: the machine does not have the address."""
+        if self._listener is not None:
+            raise RuntimeError("listen comes once")
+        self._listener = bind_tcp(host, port)
+        self._server = server_context(self._key)
+        self._on_connection = on_connection
+        self._tasks.spawn(self._accept(self._listener), name="accept")
+        return self._listener.getsockname()[1]
+
+    async def dial(self, node: bytes, address: str, timeout_s: float) -> TlsLink:
+        """See Transport."""
+        if self._closed:
+            raise Unreachable("This node is stopping.")
+        host, port = split_address(address)
+        link = TlsLink(node, dialled=True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
+                    host,
+                    port,
+                    ssl=self._client,
+                    server_hostname="",  # there is no name to check and none to tell
+                    ssl_handshake_timeout=timeout_s,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
+                )
+        except TimeoutError as error:
+            raise Unreachable(f"{address} did not answer within {timeout_s:g} s.") from error
+        except (OSError, ValueError) as error:  # ValueError: a host name that no encoding takes
+            raise Unreachable(f"The TLS connection to {address} failed: {error}.") from error
+        self._links.add(link)
+        link.on_gone = self._links.discard
+        if not speaks_bulk(link.tls) or proven_node(link.tls) != node:
+            link.close("wrong node")
+            raise NotAdmitted(f"Another node answers at {address}.")
+        return link
+
+    async def close(self) -> None:
+        """See Transport. Streams in progress are cut off."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.close()
+        await self._tasks.close()
+        for link in list(self._links):
+            link.cut("the node stops")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                for link in list(self._links):
+                    await link.wait_gone()
+
+    # ------------------------------------------------------------------ listening
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                _log.warning("a TCP connection could not be accepted: %s", error)
+                await asyncio.sleep(BULK_ACCEPT_PAUSE_MS / 1000)
+                continue
+            if len(self._tasks) > MAX_BULK_CONNECTIONS:
+                sock.close()
+            else:
+                self._tasks.spawn(self._serve(sock, address), name="connection")
+
+    async def _serve(self, sock: socket.socket, address: SocketAddress) -> None:
+        link = await self._shake_hands(sock, source_of(address))
+        if link is None:
+            return
+        self._links.add(link)
+        link.on_gone = self._links.discard
+        assert self._on_connection is not None  # noqa: S101 - connections come in only after listen
+        try:
+            await self._on_connection(link)
+        except* AgentMeshError as errors:  # what peers do is no fault of ours, and must not fill the log
+            _log.debug("TLS connection from %s ended: %s", link.remote_address, errors.exceptions[0])
+        finally:
+            link.close("done")
+        await link.wait_gone()
+
+    async def _shake_hands(self, sock: socket.socket, source: str) -> TlsLink | None:
+        """The connection once TLS is established, or None; the socket is closed then."""
+        if not await self._enter(sock, source):
+            return None
+        link = TlsLink(self._key.public, dialled=False)
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: link,
+                    sock,
+                    ssl=self._server,
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
+                )
+        except (OSError, TimeoutError) as error:  # garbage, another TLS version, silence
+            _log.debug("a TLS handshake from %s failed: %s", source, error)
+            sock.close()
+            return None
+        finally:
+            self._door.leave(source)
+        if not speaks_bulk(link.tls):
+            link.close("another protocol")
+        return link
+
+    async def _enter(self, sock: socket.socket, source: str) -> bool:
+        entered = False
+        try:
+            entered = await self._door.enter(source, known=self._known_source(source))
+        finally:
+            if not entered:
+                sock.close()
+        return entered
