@@ -42,7 +42,9 @@ MAX_NAMES: Final = 200  # topics or authors listed for completions
 # ------------------------------------------------------------------ search
 
 MAX_QUERY_CHARS: Final = 64 * KIB  # beyond it the query is refused; below, only its first terms count
-MAX_QUERY_TERMS: Final = 8  # each term costs a walk through its postings: ten common ones took 14 ms of the 10 at 100,000 posts
+MAX_QUERY_TERMS: Final = (
+    8  # each term costs a walk through its postings: ten common ones took 14 ms of the 10 at 100,000 posts
+)
 MAX_ALL_TERMS: Final = 4  # terms that a post must hold in the first step of a search, the longest of them
 MAX_TERM_CHARS: Final = 64  # FTS5's porter stems nothing longer either
 RANKED_MATCHES: Final = 2_000  # newest matches that bm25 ranks: 5 ms at 100,000 posts, all of them 35-1,400 ms
