@@ -2,7 +2,8 @@
 
 Owns where the lines come from and which ones are left out because they truly hold personal data or a key. That test is kept
 plain and apart from the scrubber: an `@` between word characters, four dotted numbers, the words PRIVATE KEY, a `+` with ten
-digits, or a password in quotes. Lines are sampled evenly over the files.
+digits, a password in quotes, two joined parts of a JSON Web Token, or a number of a payment card's form in quotes (type stubs list test
+cards). Lines are sampled evenly over the files.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.corpus.alphabet import WORDS, fill
 
 TRULY_SENSITIVE = re.compile(
     r"[\w.+-]@\w|\d+\.\d+\.\d+\.\d+|PRIVATE KEY|\+\d[\d ()-]{9,}|(?i:passw\w*|secret\w*|pwd)[\"']?\s*[=:]+\s*[bru]?[\"'][^\"'\s]{3,}[\"']|://[^/\s:]*:[^/\s]*@"
+    r"|eyJ[\w-]{10,}\.eyJ|[\"'](?:4\d{15}|5\d{15}|6\d{15}|3\d{13,14})[\"']"
 )
 
 LOOK_ALIKES = (
