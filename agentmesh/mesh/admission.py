@@ -79,6 +79,7 @@ class Admitted:
     peers: tuple[PeerEntry, ...] = ()
     mesh_name: str = ""
     publish: Draft | None = None
+    bulk_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,7 @@ class Admission:
             peers=welcomed.peers,
             mesh_name=welcomed.mesh_name,
             publish=publish,
+            bulk_port=facts.introduction.bulk_port,
         )
 
     async def _introduce(self, connection: Connection, token: InviteToken | None) -> Welcomed:
@@ -326,7 +328,9 @@ async def _linger(connection: Connection) -> None:
 
 def _admitted(facts: Facts, chain: Chain) -> Admitted:
     intro = facts.introduction
-    return Admitted(facts.node, intro.name, intro.addresses, intro.dialable, chain, facts.version)
+    return Admitted(
+        facts.node, intro.name, intro.addresses, intro.dialable, chain, facts.version, bulk_port=intro.bulk_port
+    )
 
 
 def _refusal_of(

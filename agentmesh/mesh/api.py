@@ -14,6 +14,7 @@ from agentmesh.core.clock import Clock
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission, Surroundings
 from agentmesh.mesh.authority import Authority, Draft, NewInvite
+from agentmesh.mesh.bulk_wiring import MeshBulk
 from agentmesh.mesh.driver import GossipDriver, seeded_random
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.interfaces import interface_addresses
@@ -43,6 +44,7 @@ from agentmesh.mesh.state import load_state
 from agentmesh.mesh.store import RecordStore
 from agentmesh.mesh.store_queue import OnDropped, OnRecords
 from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.tls import TlsTransport
 from agentmesh.mesh.transport import Connection, Stream, Transport
 from agentmesh.mesh.upkeep import Upkeep
 from agentmesh.mesh.verifier import CachingVerifier
@@ -75,6 +77,7 @@ class Mesh:
     """One node on one mesh. `start` once, `stop` once."""
 
     _peers: Peers
+    _bulk: MeshBulk
     _driver: GossipDriver
     _own: OwnRecords
     _upkeep: Upkeep
@@ -91,6 +94,7 @@ class Mesh:
         rules: dict[str, KindRule],
         clock: Clock,
         settings: MeshSettings,
+        bulk: TlsTransport | None = None,
     ) -> None:
         self._key = key
         self._membership = membership
@@ -99,6 +103,7 @@ class Mesh:
         self._rules = rules
         self._clock = clock
         self._settings = settings
+        self._bulk_transport = bulk
         self._tasks = TaskSet("mesh")
         self._watchers: list[tuple[OnRecords, OnDropped]] = []
         self._services: dict[StreamKind, OnStream] = {StreamKind.CONTROL: self._serve_control}
@@ -106,6 +111,7 @@ class Mesh:
         self._dialable = True
         self._started = asyncio.Event()
         self.bind_port = 0
+        self.bulk_port = 0  # TCP, of the fast path; 0 if there is none
 
     # ------------------------------------------------------------------ life
 
@@ -160,6 +166,17 @@ class Mesh:
         self._driver.watch(self._make_room, _ignore_dropped)
         self._driver.watch_failures(self._not_stored)
         self._driver.start()
+        self._bulk = MeshBulk(
+            self._bulk_transport,
+            self._admission,
+            self._services,
+            self._peers,
+            self._trust,
+            self._clock,
+            self._spawn_publish,
+        )
+        self._driver.watch(self._bulk.on_records, _ignore_dropped)
+        self.bulk_port = await self._bulk.listen(self._settings.bind_host, self.bind_port)
         for draft in first:
             await self.publish_draft(draft)
         self._upkeep = Upkeep(self._authority, self._admission, self._trust, self._peers, self.publish_draft)
@@ -171,6 +188,8 @@ class Mesh:
     async def stop(self, reason: str = "the node stops") -> None:
         """Say goodbye, close every connection, remember the peers. The store stays open. Also after a start that failed."""
         await self._tasks.close()
+        if hasattr(self, "_bulk"):
+            await self._bulk.streams.close()
         if self._started.is_set():
             self._upkeep.save_peers()
         if hasattr(self, "_own"):
@@ -183,6 +202,21 @@ class Mesh:
     def is_known_source(self, host: str) -> bool:
         """Whether a member was seen at this IP address (for the transport's handshake limits)."""
         return self._started.is_set() and self._peers.is_known_source(host)
+
+    # ------------------------------------------------------------------ streams
+
+    def serve(self, kind: StreamKind, service: OnStream) -> None:
+        """Have `service` answer the peers' streams of one kind, whichever way they come. It ends or aborts each."""
+        self._services[kind] = service
+
+    async def open_stream(self, node: NodeId, kind: StreamKind) -> Stream:
+        """A stream of bulk to a peer, over TLS where that works, else over QUIC; write what its service reads first.
+
+        Raises:
+            Unreachable: the peer cannot be reached.
+            StreamClosed: the connection broke meanwhile.
+        """
+        return await self._bulk.streams.open_stream(node, kind)
 
     # ------------------------------------------------------------------ records
 
@@ -310,7 +344,9 @@ class Mesh:
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            introduction=lambda: Introduction(self._settings.name, self._entry().addresses, self._dialable),
+            introduction=lambda: Introduction(
+                self._settings.name, self._entry().addresses, self._dialable, self.bulk_port
+            ),
             peers=lambda: self._peers.entries(MAX_BOOTSTRAP_ADDRESSES),
             reach=self._reach,
             publish=self.publish_draft,

@@ -52,11 +52,11 @@ class BulkSurroundings:
 
 
 class BulkStreams:
-    """See the module. `listen` once, `close` once."""
+    """See the module. `listen` once, `close` once. Without a transport everything goes over QUIC."""
 
     def __init__(
         self,
-        transport: TlsTransport,
+        transport: TlsTransport | None,
         admission: Admission,
         services: Mapping[StreamKind, OnStream],
         around: BulkSurroundings,
@@ -77,6 +77,8 @@ class BulkStreams:
         Raises:
             AgentMeshError: there is none to be had; everything then goes over QUIC.
         """
+        if self._transport is None:
+            return 0
         try:
             return await self._transport.listen(host, port, self._server.on_connection)
         except PortInUse:
@@ -126,12 +128,13 @@ class BulkStreams:
         for pool in self._pools.values():
             pool.close("The node stops.")
         await self._tasks.close()
-        await self._transport.close()
+        if self._transport is not None:
+            await self._transport.close()
 
     # ------------------------------------------------------------------ the fast path
 
     async def _fast(self, node: bytes, kind: StreamKind) -> Stream | None:
-        target = self._around.where(node)
+        target = self._around.where(node) if self._transport is not None else None
         now_ms = _now_ms()
         if self._closed or target is None or not target.addresses or not self._paths.may_try(node, target, now_ms):
             return None
@@ -165,6 +168,7 @@ class BulkStreams:
 
     async def _dial(self, node: bytes, target: BulkTarget) -> TlsLink:
         """See bulk_pool.Dial."""
+        assert self._transport is not None  # noqa: S101 - pools exist only with it
         connection: Connection | None = None
         try:
             async with asyncio.timeout(2 * DIAL_TIMEOUT_S):

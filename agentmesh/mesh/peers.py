@@ -45,6 +45,7 @@ class PeerFacts:
     dialable: bool
     seen_at: str
     seen_ms: int
+    bulk_port: int = 0
 
 
 class Peers:
@@ -170,7 +171,7 @@ class Peers:
         if len(self._known_hosts) > MAX_REMEMBERED:
             self._known_hosts.clear()
         self.facts[admitted.node] = PeerFacts(
-            admitted.name, admitted.addresses, admitted.dialable, seen, self._clock.now_ms()
+            admitted.name, admitted.addresses, admitted.dialable, seen, self._clock.now_ms(), admitted.bulk_port
         )
 
     def _note_observed(self, address: str) -> None:

@@ -39,6 +39,7 @@ from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
 from agentmesh.mesh.logic.names import check_name
 from agentmesh.mesh.membership_file import forget_membership
 from agentmesh.mesh.quic import QuicTransport
+from agentmesh.mesh.tls import TlsTransport
 from agentmesh.node.listeners import ApiServer, bind_console, bind_home_socket, free_udp_port, port_of
 from agentmesh.node.management import Management, Parts
 from agentmesh.node.membership import OnMesh, find_mesh
@@ -187,7 +188,11 @@ class Node:
 
     def _make_mesh(self, key: NodeKey, on_mesh: OnMesh, store: BlackboardStore, name: str) -> Mesh:
         mesh: Mesh | None = None
-        transport = QuicTransport(key, known_source=lambda host: mesh is not None and mesh.is_known_source(host))
+
+        def is_known_source(host: str) -> bool:
+            return mesh is not None and mesh.is_known_source(host)
+
+        transport = QuicTransport(key, known_source=is_known_source)
         self._undo.append(("transport", transport.close))
         mesh = Mesh(
             key=key,
@@ -197,6 +202,7 @@ class Node:
             rules=mesh_rules(*BLACKBOARD_KINDS),
             clock=self._clock,
             settings=MeshSettings(name, self._bind_host(), self._bind_port()),
+            bulk=TlsTransport(key, known_source=is_known_source),
         )
         return mesh
 

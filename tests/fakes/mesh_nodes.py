@@ -20,6 +20,7 @@ from agentmesh.mesh.logic.policy import Policy
 from agentmesh.mesh.logic.record import Record, SignedRecord
 from agentmesh.mesh.membership_file import MembershipFile
 from agentmesh.mesh.quic import QuicTransport
+from agentmesh.mesh.tls import TlsTransport
 from agentmesh.mesh.transport import Transport
 
 TEXT = KindRule(name="text", max_payload_bytes=4_096, max_lifetime_ms=48 * HOUR_MS, register=Register.ID, quota=True)
@@ -67,7 +68,14 @@ class TestNode:
 
     __test__ = False
 
-    def __init__(self, root: Path, name: str, transport: Callable[[NodeKey], Transport] = QuicTransport) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        transport: Callable[[NodeKey], Transport] = QuicTransport,
+        *,
+        fast_path: bool = False,
+    ) -> None:
         self.home = Home(root / name)
         self.home.prepare()
         self.name = name
@@ -76,6 +84,7 @@ class TestNode:
         self.mesh: Mesh
         self.delivered: list[bytes] = []
         self._transport = transport
+        self._fast_path = fast_path
 
     def found(self, policy: Policy | None = None) -> TestNode:
         """Make this node the founder of a mesh."""
@@ -105,6 +114,7 @@ class TestNode:
             rules=RULES,
             clock=CLOCK,
             settings=MeshSettings(self.name, "127.0.0.1", 0),
+            bulk=TlsTransport(self.key) if self._fast_path else None,
         )
         self.mesh.watch(self._on_records, self._on_dropped)
         await self.mesh.start(self._first, self._bootstrap)

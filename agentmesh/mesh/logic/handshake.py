@@ -188,6 +188,7 @@ class ClientHandshake:
             dialable=intro.dialable,
             chain=c.credential.chain if isinstance(c.credential, MemberCredential) else (),
             join=None if member else self._join_request(challenge.nonce),
+            bulk_port=intro.bulk_port,
         )
         return [send(auth)]
 
@@ -214,7 +215,7 @@ class ClientHandshake:
             raise ProtocolError("The peer let this node in without giving it a membership.")
         if granted is not None and granted.subject != c.key:
             raise ProtocolError("The peer gave this node somebody else's membership.")
-        intro = introduction_of(welcome.name, welcome.addresses, welcome.dialable)
+        intro = introduction_of(welcome.name, welcome.addresses, welcome.dialable, welcome.bulk_port)
         return Welcomed(
             facts=Facts(c.server, intro, welcome.chain, version),
             granted=welcome.granted,
@@ -293,6 +294,7 @@ class ServerHandshake:
                     observed=observed,
                     peers=peers[:MAX_WELCOME_PEERS],
                     now_ms=now_ms,
+                    bulk_port=introduction.bulk_port,
                 )
             )
         ]
@@ -330,7 +332,8 @@ class ServerHandshake:
         )
         if complaint:
             raise RefusedByPeer(RefusalCode.CLOCK, complaint)
-        facts = Facts(auth.client, introduction_of(auth.name, auth.addresses, auth.dialable), auth.chain, self._version)
+        intro = introduction_of(auth.name, auth.addresses, auth.dialable, auth.bulk_port)
+        facts = Facts(auth.client, intro, auth.chain, self._version)
         if auth.join is not None:
             return self._on_join(facts, auth.join, client_nonce, now_ms)
         return self._on_member(facts, now_ms)

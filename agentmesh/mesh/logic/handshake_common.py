@@ -38,11 +38,15 @@ MAX_WELCOME_PEERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """What a node says about itself. Addresses are `host:port`, best first; none when it is not dialable."""
+    """What a node says about itself. Addresses are `host:port`, best first; none when it is not dialable.
+
+    `bulk_port` is the TCP port of the fast path on the hosts of these addresses, 0 if there is none.
+    """
 
     name: str
     addresses: tuple[str, ...]
     dialable: bool
+    bulk_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +144,9 @@ def clean_entries(entries: tuple[PeerEntry, ...], own: bytes) -> tuple[PeerEntry
     )
 
 
-def introduction_of(name: str, addresses: tuple[str, ...], dialable: bool) -> Introduction:
+def introduction_of(name: str, addresses: tuple[str, ...], dialable: bool, bulk_port: int = 0) -> Introduction:
     usable = _addresses(addresses)
-    return Introduction(safe_name(name), usable, dialable and bool(usable))
+    return Introduction(safe_name(name), usable, dialable and bool(usable), bulk_port if 0 < bulk_port < 65_536 else 0)
 
 
 def _addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:

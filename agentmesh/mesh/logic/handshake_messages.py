@@ -105,6 +105,7 @@ class Auth(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """Client: who I am, with my chain (a member) or a join request; empty chain and no join mean: you know me.
 
     `signature` covers AUTH_PREFIX, mesh, client, server and both nonces. A node that cannot be dialled names no address.
+    `bulk_port` is where it takes bulk streams over TLS (bulk.py), 0 if nowhere.
     """
 
     mesh: bytes
@@ -116,6 +117,7 @@ class Auth(msgspec.Struct, array_like=True, frozen=True, tag=3):
     dialable: bool
     chain: Chain = ()
     join: JoinRequest | None = None
+    bulk_port: int = 0
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -133,6 +135,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag=4):
     observed: str
     peers: tuple[PeerEntry, ...]
     now_ms: int
+    bulk_port: int = 0
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, tag=5):

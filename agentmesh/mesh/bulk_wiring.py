@@ -1,0 +1,110 @@
+"""Joins bulk streams to the mesh around them: where a peer is, how QUIC reaches it, who was put out.
+
+State: none but the wiring. Decides nothing about paths (logic/bulk_paths.py) and knows no bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from agentmesh.core.clock import Clock
+from agentmesh.core.errors import AgentMeshError, Unreachable
+from agentmesh.mesh.admission import Admission
+from agentmesh.mesh.authority import Draft
+from agentmesh.mesh.bulk import BulkStreams, BulkSurroundings
+from agentmesh.mesh.interfaces import interface_networks
+from agentmesh.mesh.links import OnStream
+from agentmesh.mesh.logic.addresses import dial_order, join_address, split_address
+from agentmesh.mesh.logic.bulk_limits import BULK_ADDRESSES
+from agentmesh.mesh.logic.bulk_paths import BulkTarget
+from agentmesh.mesh.logic.record import Record
+from agentmesh.mesh.logic.standing import Standing
+from agentmesh.mesh.logic.trust import Trust
+from agentmesh.mesh.peers import PeerFacts, Peers
+from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.tls import TlsTransport
+from agentmesh.mesh.transport import Stream
+
+_log = logging.getLogger(__name__)
+
+LINK_S: Final = 1.0  # for a link that was just admitted to be taken into use
+_LOOK_S: Final = 0.005
+
+
+class MeshBulk:
+    """Bulk streams of one node on one mesh. `transport` None: everything goes over QUIC."""
+
+    def __init__(
+        self,
+        transport: TlsTransport | None,
+        admission: Admission,
+        services: Mapping[StreamKind, OnStream],
+        peers: Peers,
+        trust: Trust,
+        clock: Clock,
+        publish: Callable[[Draft], None],
+    ) -> None:
+        self._peers = peers
+        self._trust = trust
+        self._clock = clock
+        around = BulkSurroundings(
+            where=self._where,
+            over_quic=self._over_quic,
+            is_out=self._is_out,
+            publish=publish,
+            known_source=peers.is_known_source,
+        )
+        self.streams = BulkStreams(transport, admission, services, around)
+
+    async def listen(self, host: str, port: int) -> int:
+        """Take bulk streams on TCP port `port` or any other; 0 if there is none to be had, which only costs speed."""
+        try:
+            return await self.streams.listen(host, port)
+        except AgentMeshError as error:
+            _log.warning("no fast path to this node: %s", error)
+            return 0
+
+    async def on_records(self, records: Sequence[Record]) -> None:
+        """Revocations may have put somebody out whose connections are still here."""
+        if any(record.kind == "revocation" for record in records):
+            self.streams.close_revoked()
+
+    def _is_out(self, node: bytes) -> bool:
+        return self._trust.standing(node, self._clock.now_ms()) is Standing.OUT
+
+    def _where(self, node: bytes) -> BulkTarget | None:
+        facts = self._peers.facts.get(node)
+        return bulk_target(facts, interface_networks()) if facts is not None and facts.bulk_port else None
+
+    async def _over_quic(self, node: bytes) -> Stream:
+        """A stream on the connection to `node`, which is dialled if there is none. Raises: Unreachable."""
+        if (stream := await self._peers.reach(node)) is not None:
+            return stream
+        facts = self._peers.facts.get(node)
+        if facts is None or not facts.addresses:
+            raise Unreachable("The peer is not connected, and no address of it is known.")
+        try:
+            await self._peers.dial(node, facts.addresses)
+        except AgentMeshError as error:
+            raise Unreachable(error.message) from error
+        until_s = asyncio.get_running_loop().time() + LINK_S
+        while (stream := await self._peers.reach(node)) is None:
+            if asyncio.get_running_loop().time() > until_s:
+                raise Unreachable("The peer took no stream.")
+            await asyncio.sleep(_LOOK_S)
+        return stream
+
+
+def bulk_target(facts: PeerFacts, networks: Sequence[str]) -> BulkTarget:
+    """The TCP addresses to try: where the peer was seen and where it says that it listens, with its bulk port."""
+    hosts: list[str] = []
+    for address in (facts.seen_at, *facts.addresses):
+        try:
+            hosts.append(split_address(address)[0])
+        except ValueError:
+            continue
+    addresses = [join_address(host, facts.bulk_port) for host in dict.fromkeys(hosts)]
+    return BulkTarget(dial_order(addresses, networks)[:BULK_ADDRESSES], facts.seen_ms)

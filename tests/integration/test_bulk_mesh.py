@@ -1,0 +1,118 @@
+"""Whole nodes: bulk streams between members over QUIC's connection or beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from agentmesh.core.errors import AgentMeshError, Unreachable
+from agentmesh.mesh.identity import encode_id
+from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.transport import Stream
+from tests.fakes.bulk_world import echo, read_all
+from tests.fakes.mesh_nodes import TestNode, eventually
+
+Make = Callable[..., TestNode]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    made: list[TestNode] = []
+
+    def node(name: str, *, fast_path: bool = True) -> TestNode:
+        made.append(TestNode(tmp_path, name, fast_path=fast_path))
+        return made[-1]
+
+    yield node
+    for one in made:
+        if hasattr(one, "mesh"):
+            await one.mesh.stop()
+
+
+async def _pair(make: Make, *, client_fast: bool = True, server_fast: bool = True) -> tuple[TestNode, TestNode]:
+    server = await make("server", fast_path=server_fast).found().start()
+    client = await (await make("client", fast_path=client_fast).join(await server.token())).start()
+    server.mesh.serve(StreamKind.HTTP, echo)
+    await eventually(lambda: bool(client.mesh.peers() and server.mesh.peers()))
+    return server, client
+
+
+async def _ask(client: TestNode, server: TestNode, question: bytes) -> bytes:
+    stream = await asyncio.wait_for(client.mesh.open_stream(server.key.public, StreamKind.HTTP), 10)
+    await stream.write(question)
+    await stream.end()
+    return await asyncio.wait_for(read_all(stream), 10)
+
+
+async def test_members_take_the_fast_path_on_the_port_number_of_quic(make: Make) -> None:
+    server, client = await _pair(make)
+    assert server.mesh.bulk_port == server.mesh.bind_port
+    assert await _ask(client, server, b"a question") == b"a question"
+    assert client.mesh._bulk.streams.works(server.key.public)
+
+
+async def test_the_fast_path_leads_both_ways_over_one_quic_connection(make: Make) -> None:
+    server, client = await _pair(make)
+    client.mesh.serve(StreamKind.HTTP, echo)
+    assert await _ask(server, client, b"back") == b"back"
+    assert server.mesh._bulk.streams.works(client.key.public)
+
+
+@pytest.mark.parametrize(("client_fast", "server_fast"), [(False, True), (True, False)])
+async def test_a_node_without_the_fast_path_is_reached_and_reaches_over_quic(
+    make: Make, client_fast: bool, server_fast: bool
+) -> None:
+    server, client = await _pair(make, client_fast=client_fast, server_fast=server_fast)
+    assert await _ask(client, server, b"slowly") == b"slowly"
+    assert not client.mesh._bulk.streams.works(server.key.public)
+
+
+async def test_a_revoked_node_loses_its_stream_and_gets_no_other(make: Make) -> None:
+    server, client = await _pair(make)
+    stream = await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
+    await stream.write(b"x")
+    assert await asyncio.wait_for(stream.read(1), 10) == b"x"
+    await eventually(lambda: client.key.public in server.mesh._trust.known_keys())
+    await server.mesh.revoke(encode_id(client.key.public))
+    with pytest.raises(AgentMeshError):
+        await asyncio.wait_for(stream.read(1), 10)
+    with pytest.raises(AgentMeshError):
+        await _ask(client, server, b"once more")
+    with pytest.raises(Unreachable):
+        await server.mesh.open_stream(client.key.public, StreamKind.HTTP)
+
+
+async def test_a_peer_nobody_knows_is_unreachable(make: Make) -> None:
+    server = await make("server").found().start()
+    with pytest.raises(Unreachable):
+        await asyncio.wait_for(server.mesh.open_stream(bytes(32), StreamKind.BLOB), 10)
+
+
+async def test_a_restarted_peer_is_found_again(make: Make) -> None:
+    server, client = await _pair(make)
+    assert await _ask(client, server, b"one") == b"one"
+    await server.stop()
+    await eventually(lambda: server.key.public not in client.mesh._driver.links)
+    await server.start()
+    server.mesh.serve(StreamKind.HTTP, echo)
+    await eventually(lambda: server.key.public in client.mesh._driver.links, 30)
+    assert await _ask(client, server, b"two") == b"two"
+    assert client.mesh._bulk.streams.works(server.key.public)
+
+
+async def test_a_stream_that_the_service_gives_up_looks_cut_off_either_way(make: Make) -> None:
+    async def gives_up(peer: bytes, stream: Stream) -> None:
+        await stream.read(1)
+        await stream.write(b"half an ans")
+        stream.abort()
+
+    for fast in (True, False):
+        server, client = await _pair(lambda name, fast=fast, **_: make(f"{name}{fast}", fast_path=fast))
+        server.mesh.serve(StreamKind.RPC, gives_up)
+        stream = await client.mesh.open_stream(server.key.public, StreamKind.RPC)
+        await stream.write(b"?")
+        with pytest.raises(AgentMeshError):
+            await asyncio.wait_for(read_all(stream), 10)
