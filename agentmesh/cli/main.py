@@ -17,6 +17,7 @@ import click
 import agentmesh
 from agentmesh.cli.blackboard import blackboard, install_skill
 from agentmesh.cli.mesh import mesh
+from agentmesh.cli.models import download, models
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
 from agentmesh.cli.output import fail
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
@@ -102,7 +103,7 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (blackboard, status, invite, revoke, leave, stop, mesh):
+for command in (blackboard, status, invite, revoke, leave, stop, mesh, models, download):
     cli.add_command(command)
 
 

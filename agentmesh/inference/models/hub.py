@@ -88,7 +88,8 @@ class _HubBody:
         import httpx2
 
         try:
-            yield from self._response.iter_raw(CHUNK_BYTES)
+            # No chunk size: with one, httpx2 keeps what arrived in a buffer that a break would lose.
+            yield from self._response.iter_raw()
         except httpx2.TransportError as error:
             raise HubUnavailable(f"The download broke off ({_reason(error)}).") from error
 

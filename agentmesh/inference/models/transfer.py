@@ -102,6 +102,7 @@ def _fetch_locked(
         with partial_path.open("a+b") as handle:  # appends, whatever the position: a truncated file grows from its end
             partial = _Partial(handle, file)
             partial.read_back()
+            progress(file, partial.size)
             _from_any(file, sources, partial, progress, pause)
         partial_path.replace(cache.blob(file))
         _sync_folder(partial_path.parent)

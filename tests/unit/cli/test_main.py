@@ -24,6 +24,11 @@ HEAVY = (
     "cryptography",
     "uvicorn",
     "rich",
+    "huggingface_hub",
+    "httpx2",
+    "gguf",
+    "numpy",
+    "agentmesh.inference",
 )
 
 
