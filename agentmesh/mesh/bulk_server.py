@@ -40,16 +40,18 @@ class BulkServer:
         self._services = services
         self._known_source = known_source
         self._door = HandshakeDoor()
-        self._links: dict[bytes, set[TlsLink]] = {}
+        self._links: dict[bytes, dict[TlsLink, asyncio.Task[object] | None]] = {}  # with the task that serves each
 
     def nodes(self) -> tuple[bytes, ...]:
         """Who is connected here."""
         return tuple(self._links)
 
     def close_node(self, node: bytes, reason: str) -> None:
-        """End all connections of one node."""
-        for link in list(self._links.get(node, ())):
+        """End all connections of one node, and what serves them."""
+        for link, task in list(self._links.get(node, {}).items()):
             link.cut(reason)
+            if task is not None:
+                task.cancel()
 
     async def on_connection(self, connection: Connection) -> None:
         """One incoming connection, from the end of its TLS handshake to its own."""
@@ -64,14 +66,14 @@ class BulkServer:
         finally:
             self._door.leave(source)
         link = cast("TlsLink", connection)
-        links = self._links.setdefault(admitted.node, set())
+        links = self._links.setdefault(admitted.node, {})
         if len(links) >= MAX_BULK_CONNECTIONS_PER_PEER:
             return
-        links.add(link)
+        links[link] = asyncio.current_task()
         try:
             await self._serve(admitted.node, link)
         finally:
-            links.discard(link)
+            del links[link]
             if not links:
                 self._links.pop(admitted.node, None)
 
