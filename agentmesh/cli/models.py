@@ -360,7 +360,7 @@ def _show_entries(entries: Sequence[CatalogEntry]) -> None:
     for entry in entries:
         also = f" ({', '.join(entry.aliases)})" if entry.aliases else ""
         can = ", ".join(entry.capabilities)
-        click.echo(f"{entry.name + also:<40} {size_text(entry.size_bytes):>9} {entry.context_tokens:>7} tokens  {can}")
+        click.echo(f"{entry.name + also:<44} {size_text(entry.size_bytes):>9} {entry.context_tokens:>7} tokens  {can}")
 
 
 def _entry(entry: CatalogEntry) -> dict[str, Any]:

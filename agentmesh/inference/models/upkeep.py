@@ -16,8 +16,8 @@ import msgspec
 
 from agentmesh.core.errors import StorageError
 from agentmesh.inference.logic.model_files import base_name, is_gguf, parts
+from agentmesh.inference.models import catalog
 from agentmesh.inference.models.cache import CachedModel, HubCache, make_folder, walk
-from agentmesh.inference.models.catalog import catalog
 from agentmesh.inference.models.download import DownloadPlan, plan_file
 from agentmesh.inference.models.errors import HubNotFound
 from agentmesh.inference.models.hub import Hub
@@ -65,7 +65,7 @@ class Migration(msgspec.Struct, frozen=True):
 
 def plan_migration(folder: Path, cache: HubCache, hub: Hub) -> list[Migration]:
     """What could be moved: files that have the name and the size of a file of the catalog."""
-    known = {base_name(part): (entry.repo, part) for entry in catalog() for part in parts(entry.file)}
+    known = {base_name(part): (entry.repo, part) for entry in catalog.catalog() for part in parts(entry.file)}
     listings: dict[str, dict[str, WantedFile]] = {}
     result: list[Migration] = []
     for source in walk(folder):
