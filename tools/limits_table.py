@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
     "agentmesh.mesh.logic.limits",
     "agentmesh.mesh.logic.transport_limits",
+    "agentmesh.mesh.logic.bulk_limits",
     "agentmesh.blackboard.logic.limits",
     "agentmesh.blackboard.logic.scrub_limits",
     "agentmesh.blackboard.logic.mcp_limits",

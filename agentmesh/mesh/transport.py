@@ -1,4 +1,4 @@
-"""What a transport is. Implementations: quic.py, memory.py (tests), later tls.py for bulk streams.
+"""What a transport is. Implementations: quic.py, memory.py (tests), tls.py (bulk streams).
 
 A transport moves bytes between two endpoints and proves to the dialling side that the far end holds the node key it asked
 for. Who the dialling side is, and whether it may be here, is settled above it, on the connection's first stream (admission.py).

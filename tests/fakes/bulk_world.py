@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from agentmesh.mesh.streams import StreamKind, read_header
 from agentmesh.mesh.tls import TlsTransport
+from agentmesh.mesh.tls_link import TlsLink, TlsStream
 from agentmesh.mesh.transport import Connection, Stream
 from tests.fakes.admission_world import Node, World
 
@@ -125,3 +126,32 @@ async def two_members(folder: Path, *, host: str = "127.0.0.1") -> AsyncIterator
         await client.close()
         await server.close()
         await world.close()
+
+
+Pair = tuple[BulkNode, BulkNode]
+
+
+async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def link_of(stream: Stream) -> TlsLink:
+    assert isinstance(stream, TlsStream)
+    return stream._link
+
+
+async def both_ends(pair: Pair) -> tuple[Stream, Stream]:
+    """A stream on the fast path, and the server's end of it, which its service keeps open."""
+    server, client = pair
+    arrived: asyncio.Queue[Stream] = asyncio.Queue()
+
+    async def keep(peer: bytes, stream: Stream) -> None:
+        assert peer == client.public
+        await arrived.put(stream)
+        await asyncio.Event().wait()
+
+    server.services[StreamKind.BLOB] = keep
+    near = await client.open(server, StreamKind.BLOB)
+    return near, await asyncio.wait_for(arrived.get(), 10)

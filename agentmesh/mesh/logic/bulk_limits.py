@@ -12,9 +12,8 @@ from agentmesh.core.units import KIB, MINUTE_MS, SECOND_MS
 # ------------------------------------------------------------------ chunks and buffers of one connection
 
 MAX_CHUNK_BYTES: Final = 256 * KIB  # one length-prefixed chunk; larger writes go as several
-SMALL_CHUNK_BYTES: Final = (
-    32 * KIB
-)  # up to here a chunk's length is joined with it: one TLS record and system call less
+# up to here a chunk's length is joined with it: one TLS record and system call less
+SMALL_CHUNK_BYTES: Final = 32 * KIB
 FIRST_BULK_BUFFER_BYTES: Final = 16 * KIB  # received and unread, before admission and on an idle connection
 BULK_BUFFER_BYTES: Final = 256 * KIB  # received and unread of a stream that has shown that it is used
 BULK_SEND_HIGH_BYTES: Final = 256 * KIB  # written and not yet taken by the kernel, before a writer waits
@@ -26,17 +25,14 @@ BULK_STREAMS_PER_CONNECTION: Final = 2  # the handshake's, then one of bulk; a c
 MAX_BULK_CONNECTIONS_PER_PEER: Final = 288  # accepted from one member: 256 streams, and those kept ready
 MAX_BULK_CONNECTIONS: Final = 1_024  # accepted in all, so that file descriptors are left for everything else
 BULK_IDLE_MS: Final = MINUTE_MS  # a peer that no stream was opened to for this long keeps no connection ready
-BULK_UNUSED_MS: Final = (
-    3 * MINUTE_MS
-)  # an accepted connection that carries nothing is closed; longer than the dialler's
-BULK_LINGER_MS: Final = (
-    30 * SECOND_MS
-)  # after a stream's end, for the far side to take what is on its way: without any progress
+# an accepted connection that carries nothing is closed; longer than the dialler's
+BULK_UNUSED_MS: Final = 3 * MINUTE_MS
+# after a stream's end, for the far side to take what is on its way: without any progress
+BULK_LINGER_MS: Final = 30 * SECOND_MS
 BULK_SHUTDOWN_MS: Final = 10 * SECOND_MS  # of a closed connection, until the far side has said goodbye as well
 BULK_ACCEPT_PAUSE_MS: Final = SECOND_MS  # when the machine has no descriptors left, before the next is accepted
-TCP_SILENT_MS: Final = (
-    10 * SECOND_MS
-)  # unanswered by the far machine: it or the path is gone; as long as QUIC's idle time-out
+# unanswered by the far machine: it or the path is gone; as long as QUIC's idle time-out
+TCP_SILENT_MS: Final = 10 * SECOND_MS
 TCP_KEEPALIVE_AFTER_MS: Final = 4 * SECOND_MS  # of silence, then every two seconds, three times
 
 # ------------------------------------------------------------------ the pool of ready connections
@@ -50,13 +46,11 @@ POOL_SWEEP_MS: Final = 5 * SECOND_MS  # how often idle and closed connections ar
 
 # ------------------------------------------------------------------ choosing the path
 
-BULK_HEAD_START_MS: Final = (
-    300  # a path not tried yet may take this long; then the stream goes over QUIC and the trial goes on
-)
+# a path not tried yet may take this long; then the stream goes over QUIC and the trial goes on
+BULK_HEAD_START_MS: Final = 300
 BULK_WAIT_MS: Final = 3 * SECOND_MS  # a path that works may take this long to give a connection
-BULK_RETRY_MS: Final = (
-    5 * SECOND_MS
-)  # a path that worked and then failed is left alone this long, doubled at each failure
+# a path that worked and then failed is left alone this long, doubled at each failure
+BULK_RETRY_MS: Final = 5 * SECOND_MS
 BULK_BLOCKED_MS: Final = 2 * MINUTE_MS  # a path that never worked is left alone this long, doubled at each failure
 BULK_RETRY_MAX_MS: Final = 15 * MINUTE_MS
 BULK_PEERS: Final = 2_000  # whose path is remembered, the least lately used forgotten first
