@@ -51,6 +51,7 @@ class HubServer:
     stalled: threading.Event = field(default_factory=threading.Event)
     resume: threading.Event = field(default_factory=threading.Event)
     wrong_lfs: bool = False
+    redirect_to: str | None = None  # where files' bytes are, as the real hub sends clients to a CDN
 
     def __enter__(self) -> Self:
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -151,6 +152,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._status(fault.status, fault.retry_after)
                 return
             if not self._allowed(repo):
+                return
+            if hub.redirect_to is not None:
+                self.send_response(302)
+                self.send_header("Location", hub.redirect_to + self.path)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             data = hub.repos[repo].get(path)
             if data is None:

@@ -310,6 +310,22 @@ def test_a_gated_model_asks_for_a_token_and_takes_it(server: HubServer, tmp_path
     assert World(server, tmp_path / "b", token="hf_secret").fetch().files[0].read_bytes() == MODEL
 
 
+def test_the_token_is_not_sent_to_whom_the_hub_redirects(server: HubServer, tmp_path: Path) -> None:
+    server.gated.add(REPO)
+    server.token = "hf_secret"
+    with HubServer(server.repos) as cdn:
+        server.redirect_to = cdn.endpoint
+        assert World(server, tmp_path / "a", token="hf_secret").fetch().files[0].read_bytes() == MODEL
+    assert {request.authorization for request in server.requests} == {"Bearer hf_secret"}
+    assert {request.authorization for request in cdn.requests} == {None}
+
+
+def test_a_hub_that_redirects_in_circles_is_one_sentence(server: HubServer, world: World) -> None:
+    server.redirect_to = server.endpoint
+    with pytest.raises(HubError, match="in circles"):
+        world.fetch()
+
+
 def test_a_second_source_is_asked_when_the_first_has_nothing(server: HubServer, world: World, tmp_path: Path) -> None:
     with HubServer({}) as empty:
         first = Hub(HubSettings(tmp_path, empty.endpoint))

@@ -96,6 +96,6 @@ def test_parts_of_a_set_have_one_id(path: str) -> None:
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=20), unique=True, max_size=6))
 def test_a_name_is_sure_only_for_one_key(wanted: str, keys: list[str]) -> None:
-    found, sure = find(wanted, {key: () for key in keys})
+    found, sure = find(wanted, dict.fromkeys(keys, ()))
     assert set(found) <= set(keys)
     assert not sure or len(found) == 1
