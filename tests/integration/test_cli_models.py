@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from agentmesh.cli.main import run
 from agentmesh.inference.models import catalog as catalog_module
-from agentmesh.inference.models import local
+from agentmesh.inference.models import local, upkeep
 from agentmesh.inference.models.catalog import CatalogEntry
 from tests.fakes.hub_server import HubServer
 from tests.fakes.tiny_gguf import LLAMA, QWEN3_MOE, write_tiny
@@ -138,6 +140,29 @@ def test_only_what_the_hub_publishes_is_migrated(server: HubServer, capsys: Out,
     assert [model["id"] for model in answered(capsys, "models", "installed")["models"]] == ["Tiny-Q4_K_M"]
     said(capsys, "download", "t1")
     assert server.body_requests() == []
+
+
+def test_a_model_on_another_disk_is_copied_and_checked_before_the_original_goes(
+    server: HubServer, capsys: Out, tmp_path: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "models"
+    old.mkdir()
+    (old / "Tiny-Q4_K_M.gguf").write_bytes(tiny)
+
+    def other_disk(source: object, target: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(upkeep.os, "rename", other_disk)
+    copyfile = shutil.copyfile
+    monkeypatch.setattr(upkeep.shutil, "copyfile", lambda _source, target: Path(target).write_bytes(b"damaged"))
+    (file,) = answered(capsys, "models", "migrate", "--from", str(old), "--apply")["files"]
+    assert file["action"] == "different"
+    assert (old / "Tiny-Q4_K_M.gguf").read_bytes() == tiny
+    monkeypatch.setattr(upkeep.shutil, "copyfile", copyfile)
+    (file,) = answered(capsys, "models", "migrate", "--from", str(old), "--apply")["files"]
+    assert file["action"] == "moved"
+    assert not (old / "Tiny-Q4_K_M.gguf").exists()
+    assert Path(file["target"]).read_bytes() == tiny
 
 
 def test_a_missing_folder_to_migrate_is_no_failure(server: HubServer, capsys: Out, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Where models live and how the hub is reached, from the environment variables that every Hugging Face tool honours.
 
 Owns the variables: HF_HOME, HF_HUB_CACHE (HUGGINGFACE_HUB_CACHE), HF_TOKEN (HUGGING_FACE_HUB_TOKEN), HF_TOKEN_PATH, HF_ENDPOINT,
-HF_HUB_OFFLINE, XDG_CACHE_HOME. Read when used, not when imported; huggingface_hub reads them once at import.
+HF_HUB_OFFLINE (TRANSFORMERS_OFFLINE), HF_HUB_DISABLE_IMPLICIT_TOKEN, XDG_CACHE_HOME. Read when used, not when imported; huggingface_hub reads them once at import.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HubSettings(msgspec.Struct, frozen=True):
         endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
             raise InvalidInput(f"HF_ENDPOINT is '{endpoint}'; it must be an address such as {DEFAULT_ENDPOINT}.")
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        offline = _is_on("HF_HUB_OFFLINE") or _is_on("TRANSFORMERS_OFFLINE")
         return cls(cache, endpoint, _token(home), offline)
 
 
@@ -48,11 +48,15 @@ def _path(name: str) -> Path | None:
     return Path(value).expanduser().absolute() if value else None
 
 
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _token(home: Path) -> str | None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if value := os.environ.get(name, "").strip():
             return value
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
     try:
         with (_path("HF_TOKEN_PATH") or home / "token").open("rb") as file:

@@ -6,6 +6,7 @@ Owns `updates` (the hub has a newer commit of a file) and `migrate` (`~/.models`
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -99,21 +100,28 @@ def migrate(planned: Migration, cache: HubCache, identities: FileIdentities) -> 
     blob = cache.blob(file)
     make_folder(blob.parent)
     try:
-        _move(planned.source, blob, cache.partial(file))
+        moved = _move(planned.source, blob, cache.partial(file), file.sha256)
     except OSError as error:
         raise StorageError(f"{planned.source} could not be moved to {blob}: {error.strerror}.") from error
-    return Migration(planned.source, "moved", file, cache.link(file))
+    return (
+        Migration(planned.source, "moved", file, cache.link(file)) if moved else Migration(planned.source, "different")
+    )
 
 
-def _move(source: Path, blob: Path, beside: Path) -> None:
+def _move(source: Path, blob: Path, beside: Path, sha256: str) -> bool:
     try:
         os.rename(source, blob)  # noqa: PTH104 - the errno is looked at
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # Another disk: the copy gets its name only when it is whole, and the original goes last.
+        # Another disk: the copy gets its name only when it is whole and right, and the original goes last.
         shutil.copyfile(source, beside)
         with beside.open("rb+") as copy:
             os.fsync(copy.fileno())
+            copied = hashlib.file_digest(copy, "sha256").hexdigest()
+        if copied != sha256:
+            beside.unlink()
+            return False
         beside.replace(blob)
         source.unlink()
+    return True
