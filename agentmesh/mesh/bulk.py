@@ -87,7 +87,8 @@ class BulkStreams:
     async def open_stream(self, node: bytes, kind: StreamKind) -> Stream:
         """A stream of `kind` to `node`, its header sent: what is written next is the first the service reads.
 
-        On the fast path a peer that is gone may be noticed only at the first read.
+        On the fast path a peer that is gone may be noticed only at the first read. Whoever opens a stream reads it to its end
+        or aborts it: until then its connection stays.
 
         Raises:
             Unreachable: neither way leads there.

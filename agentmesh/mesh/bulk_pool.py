@@ -115,8 +115,11 @@ class PeerPool:
         try:
             link = await self._dial(self.node, target)
             self._paths.succeeded(self.node, target)
-        except AgentMeshError as error:
-            _log.debug("fast path to %s: %s", self.node.hex()[:8], error)
+        except Exception as error:  # noqa: BLE001 - a task's root: an unnoticed failure would dial again at once, for ever
+            if isinstance(error, AgentMeshError):
+                _log.debug("fast path to %s: %s", self.node.hex()[:8], error)
+            else:
+                _log.exception("the fast path to %s broke", self.node.hex()[:8])
             self._paths.failed(self.node, target, self._now_ms())
         finally:
             self._dialling -= 1
@@ -136,6 +139,8 @@ class PeerPool:
 
     def _use(self, link: TlsLink) -> TlsLink:
         """Watch a connection that carries a stream until its socket is closed."""
+        if link.is_gone:
+            return link
         inner = link.on_gone
         self._in_use.add(link)
 

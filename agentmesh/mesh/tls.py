@@ -54,8 +54,8 @@ class TlsTransport:
         """See Transport. Raises also: HomeError: the machine does not have the address."""
         if self._listener is not None:
             raise RuntimeError("listen comes once")
+        self._server = self._server or server_context(self._key)
         self._listener = bind_tcp(host, port)
-        self._server = server_context(self._key)
         self._on_connection = on_connection
         self._tasks.spawn(self._accept(self._listener), name="accept")
         return self._listener.getsockname()[1]
@@ -91,9 +91,9 @@ class TlsTransport:
     async def close(self) -> None:
         """See Transport. Streams in progress are cut off."""
         self._closed = True
+        await self._tasks.close()
         if self._listener is not None:
             self._listener.close()
-        await self._tasks.close()
         for link in list(self._links):
             link.cut("the node stops")
         with contextlib.suppress(TimeoutError):

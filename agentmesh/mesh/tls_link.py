@@ -16,6 +16,7 @@ from agentmesh.core.errors import ProtocolError, StreamClosed
 from agentmesh.mesh.datagrams import SocketAddress, format_address
 from agentmesh.mesh.logic.bulk_chunks import ABORT, END, ChunkBuffer, chunks_of
 from agentmesh.mesh.logic.bulk_limits import (
+    BULK_DRAIN_MS,
     BULK_LINGER_MS,
     BULK_SEND_HIGH_BYTES,
     BULK_SEND_LOW_BYTES,
@@ -102,6 +103,7 @@ class TlsLink(asyncio.BufferedProtocol):
         self._reason: str | None = None
         self._reading_paused = False
         self._ended = Wakeup()
+        self._is_closing = False  # by us, with what was written still going out
         self._is_gone = False
 
     # ------------------------------------------------------------------ transport.Connection
@@ -163,11 +165,17 @@ class TlsLink(asyncio.BufferedProtocol):
 
     def close(self, reason: str) -> None:
         """See Connection. What was written still goes out; the far side reads the reason nowhere."""
-        if self._reason is None:
-            self._finish(reason)
-            self.incoming.discard()
-            if self._transport is not None:
-                self._transport.close()
+        if self._is_closing:
+            return
+        if self._reason is not None:
+            # Also what the far side has closed: while reading is paused nothing else would let go of the socket.
+            self.cut(reason)
+            return
+        self._finish(reason)
+        self.incoming.discard()
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.close()
 
     # ------------------------------------------------------------------ asyncio.BufferedProtocol
 
@@ -231,9 +239,9 @@ class TlsLink(asyncio.BufferedProtocol):
         return self._transport.get_extra_info("ssl_object")
 
     @property
-    def reason(self) -> str | None:
-        """Why it has ended."""
-        return self._reason
+    def is_gone(self) -> bool:
+        """Whether its socket is closed."""
+        return self._is_gone
 
     def check_open(self) -> None:
         """Raises: StreamClosed: the connection has ended."""
@@ -257,20 +265,19 @@ class TlsLink(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Give up the present stream, and the connection with it."""
-        if self._reason is None:
-            self.aborted = True
-            transport = self._transport
-            if transport is not None and transport.get_write_buffer_size() == 0:
-                transport.write(ABORT)
-                self.close(ABORTED)
-            else:  # the far side does not read: do not wait for it
-                self.cut(ABORTED)
+        self.aborted = True
+        transport = self._transport
+        if self._reason is None and transport is not None and transport.get_write_buffer_size() == 0:
+            transport.write(ABORT)
+            self.close(ABORTED)
+        elif not self._is_closing:  # the far side does not read, or has gone: do not wait for it
+            self.cut(ABORTED)
 
     def cut(self, reason: str) -> None:
         """End the connection now; what was written and has not gone out is lost."""
         self._finish(reason)
         self.incoming.discard()
-        if self._transport is not None:
+        if self._transport is not None and not self._is_gone:
             self._transport.abort()
 
     def settle(self) -> None:
@@ -283,9 +290,9 @@ class TlsLink(asyncio.BufferedProtocol):
     async def linger(self) -> None:
         """The listening side's last wait: the stream was served, and the far side closes when it has read everything.
 
-        What it still sends is dropped. It has BULK_LINGER_MS for each step that makes progress.
+        What it still sends is dropped. It has BULK_LINGER_MS for each step that makes progress; once everything is with the
+        kernels, which do not tell of progress, BULK_DRAIN_MS.
         """
-        step_s = BULK_LINGER_MS / 1000
         transport = self._transport
         while self._reason is None and transport is not None and self.stream is not None:
             if not self.stream.write_over:
@@ -293,7 +300,7 @@ class TlsLink(asyncio.BufferedProtocol):
                 return
             before = transport.get_write_buffer_size()
             try:
-                async with asyncio.timeout(step_s):
+                async with asyncio.timeout((BULK_LINGER_MS if before else BULK_DRAIN_MS) / 1000):
                     while await self.stream.read(BULK_SEND_HIGH_BYTES):
                         pass
                     await self.wait_closed()

@@ -250,3 +250,22 @@ async def test_an_upload_that_the_service_does_not_read_does_not_hold_up_its_ans
 
     server.services[StreamKind.HTTP] = answers_at_once
     assert await client.ask(server, bytes(8 * 1024 * 1024)) == b"no, thank you"
+
+
+async def test_a_stream_left_unread_when_the_far_side_went_lets_go_of_its_socket_once_aborted(pair: Pair) -> None:
+    near, far = await both_ends(pair)
+
+    async def pour() -> None:
+        while True:
+            await far.write(bytes(PIECE_BYTES))
+
+    pouring = asyncio.create_task(pour())
+    await until(lambda: not link_of(far).may_write)
+    link_of(far).cut("gone")
+    with pytest.raises(StreamClosed):
+        await pouring
+    await asyncio.sleep(0.05)
+    near.abort()
+    await until(lambda: link_of(near).is_gone)
+    with pytest.raises(StreamClosed):
+        await near.read(1)

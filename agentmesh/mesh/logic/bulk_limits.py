@@ -29,7 +29,8 @@ BULK_IDLE_MS: Final = MINUTE_MS  # a peer that no stream was opened to for this 
 BULK_UNUSED_MS: Final = 3 * MINUTE_MS
 # after a stream's end, for the far side to take what is on its way: without any progress
 BULK_LINGER_MS: Final = 30 * SECOND_MS
-BULK_SHUTDOWN_MS: Final = 10 * SECOND_MS  # of a closed connection, until the far side has said goodbye as well
+BULK_DRAIN_MS: Final = 10 * MINUTE_MS  # after a stream's end, for a slow reader to take what the kernels hold
+BULK_SHUTDOWN_MS: Final = MINUTE_MS  # of a closed connection, until the far side has taken the rest and said goodbye
 BULK_ACCEPT_PAUSE_MS: Final = SECOND_MS  # when the machine has no descriptors left, before the next is accepted
 # unanswered by the far machine: it or the path is gone; as long as QUIC's idle time-out
 TCP_SILENT_MS: Final = 10 * SECOND_MS
