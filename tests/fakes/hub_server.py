@@ -54,7 +54,8 @@ class HubServer:
     redirect_to: str | None = None  # where files' bytes are, as the real hub sends clients to a CDN
 
     def __enter__(self) -> Self:
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
@@ -92,122 +93,125 @@ class HubServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    hub: HubServer
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # clients of these tests hang up in the middle
             super().handle_error(request, client_address)  # pyright: ignore[reportArgumentType]
 
 
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    @property
+    def hub(self) -> HubServer:
+        return self.server.hub
 
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            hub.requests.append(Request(url.path, self.headers.get("Range"), self.headers.get("Authorization")))
-            try:
-                self._answer(unquote(url.path), parse_qs(url.query))
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
-        def _answer(self, path: str, query: dict[str, list[str]]) -> None:
-            if path == "/api/models":
-                self._search(query)
-            elif path.startswith("/api/models/"):
-                self._listing(path.removeprefix("/api/models/").partition("/revision/")[0])
-            elif "/resolve/" in path:
-                repo, _, rest = path[1:].partition("/resolve/")
-                self._file(repo, rest.partition("/")[2])
-            else:
-                self._status(404)
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self.hub.requests.append(Request(url.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        try:
+            self._answer(unquote(url.path), parse_qs(url.query))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
-        def _search(self, query: dict[str, list[str]]) -> None:
-            words = query["search"][0].lower().split()
-            hits = [r for r in hub.repos if all(word in r.lower() for word in words)]
-            rows = [{"id": r, "downloads": 7, "likes": 1, "lastModified": "2026-01-02T03:04:05.000Z"} for r in hits]
-            self._json(rows[: int(query["limit"][0])])
+    def _answer(self, path: str, query: dict[str, list[str]]) -> None:
+        if path == "/api/models":
+            self._search(query)
+        elif path.startswith("/api/models/"):
+            self._listing(path.removeprefix("/api/models/").partition("/revision/")[0])
+        elif "/resolve/" in path:
+            repo, _, rest = path[1:].partition("/resolve/")
+            self._file(repo, rest.partition("/")[2])
+        else:
+            self._status(404)
 
-        def _listing(self, repo: str) -> None:
-            fault = hub.listing_faults.popleft() if hub.listing_faults else Fault()
-            if fault.status != 200:
-                self._status(fault.status, fault.retry_after)
-            elif self._allowed(repo):
-                self._json(hub.listing(repo)) if not fault.extra else self._bytes(fault.extra)
+    def _search(self, query: dict[str, list[str]]) -> None:
+        words = query["search"][0].lower().split()
+        hits = [r for r in self.hub.repos if all(word in r.lower() for word in words)]
+        rows = [{"id": r, "downloads": 7, "likes": 1, "lastModified": "2026-01-02T03:04:05.000Z"} for r in hits]
+        self._json(rows[: int(query["limit"][0])])
 
-        def _allowed(self, repo: str) -> bool:
-            if repo in hub.gated and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                self._status(401)
-            elif repo not in hub.repos:
-                self._status(404)
-            else:
-                return True
-            return False
+    def _listing(self, repo: str) -> None:
+        fault = self.hub.listing_faults.popleft() if self.hub.listing_faults else Fault()
+        if fault.status != 200:
+            self._status(fault.status, fault.retry_after)
+        elif self._allowed(repo):
+            self._json(self.hub.listing(repo)) if not fault.extra else self._bytes(fault.extra)
 
-        def _file(self, repo: str, path: str) -> None:
-            fault = hub.file_faults.popleft() if hub.file_faults else Fault()
-            if fault.status != 200:
-                self._status(fault.status, fault.retry_after)
-                return
-            if not self._allowed(repo):
-                return
-            if hub.redirect_to is not None:
-                self.send_response(302)
-                self.send_header("Location", hub.redirect_to + self.path)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            data = hub.repos[repo].get(path)
-            if data is None:
-                self._status(404)
-                return
-            if fault.flip_byte is not None:
-                at = fault.flip_byte
-                data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-            start, total = self._range(), len(data)
-            body = data[start:] + fault.extra
-            self.send_response(206 if start else 200)
-            if start:
-                claimed = start + 1 if fault.wrong_range else start
-                self.send_header("Content-Range", f"bytes {claimed}-{total - 1}/{total}")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self._body(body, fault)
+    def _allowed(self, repo: str) -> bool:
+        if repo in self.hub.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self._status(401)
+        elif repo not in self.hub.repos:
+            self._status(404)
+        else:
+            return True
+        return False
 
-        def _body(self, body: bytes, fault: Fault) -> None:
-            if fault.stall_after is not None:
-                self.wfile.write(body[: fault.stall_after])
-                self.wfile.flush()
-                hub.stalled.set()
-                hub.resume.wait(60)
-                self.close_connection = True
-            elif fault.truncate_after is not None:
-                self.wfile.write(body[: fault.truncate_after])
-                self.close_connection = True
-            else:
-                self.wfile.write(body)
-
-        def _range(self) -> int:
-            value = self.headers.get("Range")
-            return 0 if hub.ignore_range or value is None else int(value.removeprefix("bytes=").rstrip("-"))
-
-        def _json(self, value: object) -> None:
-            self._bytes(json.dumps(value).encode())
-
-        def _bytes(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def _status(self, status: int, retry_after: str | None = None) -> None:
-            self.send_response(status)
-            if retry_after is not None:
-                self.send_header("Retry-After", retry_after)
+    def _file(self, repo: str, path: str) -> None:
+        fault = self.hub.file_faults.popleft() if self.hub.file_faults else Fault()
+        if fault.status != 200:
+            self._status(fault.status, fault.retry_after)
+            return
+        if not self._allowed(repo):
+            return
+        if self.hub.redirect_to is not None:
+            self.send_response(302)
+            self.send_header("Location", self.hub.redirect_to + self.path)
             self.send_header("Content-Length", "0")
             self.end_headers()
+            return
+        data = self.hub.repos[repo].get(path)
+        if data is None:
+            self._status(404)
+            return
+        if fault.flip_byte is not None:
+            at = fault.flip_byte
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        start, total = self._range(), len(data)
+        body = data[start:] + fault.extra
+        self.send_response(206 if start else 200)
+        if start:
+            claimed = start + 1 if fault.wrong_range else start
+            self.send_header("Content-Range", f"bytes {claimed}-{total - 1}/{total}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self._body(body, fault)
 
-    return Handler
+    def _body(self, body: bytes, fault: Fault) -> None:
+        if fault.stall_after is not None:
+            self.wfile.write(body[: fault.stall_after])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.resume.wait(60)
+            self.close_connection = True
+        elif fault.truncate_after is not None:
+            self.wfile.write(body[: fault.truncate_after])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def _range(self) -> int:
+        value = self.headers.get("Range")
+        return 0 if self.hub.ignore_range or value is None else int(value.removeprefix("bytes=").rstrip("-"))
+
+    def _json(self, value: object) -> None:
+        self._bytes(json.dumps(value).encode())
+
+    def _bytes(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _status(self, status: int, retry_after: str | None = None) -> None:
+        self.send_response(status)
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
+        self.send_header("Content-Length", "0")
+        self.end_headers()

@@ -15,6 +15,7 @@ import msgspec
 from agentmesh.inference.models.errors import HubUnavailable
 
 MAX_FAILURES: Final = 5  # in a row, without a single byte in between
+MAX_BREAKS: Final = 1000  # of one file: a source that gives a few bytes an attempt would never end otherwise
 FIRST_DELAY_S: Final = 1.0
 MAX_DELAY_S: Final = 16.0
 MAX_RETRY_AFTER_S: Final = 120.0  # a server that asks for more is believed, and the user told, instead of waited for
@@ -74,6 +75,7 @@ class Backoff:
     def __init__(self, pause: Pause = time.sleep) -> None:
         self._pause = pause
         self._failures = 0
+        self._breaks = 0
 
     def progress(self) -> None:
         """Something arrived: failures are counted anew."""
@@ -82,8 +84,11 @@ class Backoff:
     def wait(self, error: HubUnavailable) -> None:
         """Wait before the next attempt, or raise `error` when there should be none."""
         self._failures += 1
+        self._breaks += 1
         asked = error.retry_after_s
-        if self._failures >= MAX_FAILURES or (asked is not None and asked > MAX_RETRY_AFTER_S):
+        if max(self._failures - MAX_FAILURES, self._breaks - MAX_BREAKS) >= 0 or (
+            asked is not None and asked > MAX_RETRY_AFTER_S
+        ):
             raise error
         own = min(FIRST_DELAY_S * 2 ** (self._failures - 1), MAX_DELAY_S)
         self._pause(max(own, asked or 0.0))

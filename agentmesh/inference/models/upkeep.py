@@ -93,7 +93,7 @@ def migrate(planned: Migration, cache: HubCache, identities: FileIdentities) -> 
         StorageError: the disk does not take it. ModelFileUnusable: it cannot be read.
     """
     file = planned.file
-    if planned.action != "move" or file is None:
+    if planned.action != "move" or file is None or file.sha256 is None:
         return planned
     if identities.identify_now(planned.source).sha256 != file.sha256:
         return Migration(planned.source, "different")
