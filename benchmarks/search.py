@@ -161,7 +161,7 @@ def searches(ask: Questions, words: list[str]) -> list[tuple[str, Ask]]:
         ("path that is nowhere", find(lambda n: f"src/{words[3]}_{n * 30}.py")),
         ("no word at all (->)", find(lambda n: "->")),
         ("first page, then the second, two common words", ask.either_page),
-        ("page after the 2,000 that are ranked", ask.far_page),
+        ("page after the 1,000 that are ranked", ask.far_page),
     ]
 
 

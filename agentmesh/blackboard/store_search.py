@@ -1,7 +1,7 @@
 """How posts are found, as functions of a connection inside one read transaction.
 
 Owns ranking (bm25 of the words that are not in every fourth post), paging and the bounds that keep any search at a few milliseconds: filters are terms of the query (tags),
-candidates are the newest 2,000, and an interrupted search answers with what it has.
+candidates are the newest 1,000, and an interrupted search answers with what it has.
 """
 
 from __future__ import annotations

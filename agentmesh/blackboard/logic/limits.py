@@ -47,13 +47,13 @@ MAX_QUERY_TERMS: Final = (
 )
 MAX_ALL_TERMS: Final = 4  # terms that a post must hold in the first step of a search, the longest of them
 MAX_TERM_CHARS: Final = 64  # FTS5's porter stems nothing longer either
-RANKED_MATCHES: Final = 2_000  # newest matches that bm25 ranks: 5 ms at 100,000 posts, all of them 35-1,400 ms
-BM25_TERMS: Final = 3  # rarest terms that bm25 looks at; it walks through all postings of each
+RANKED_MATCHES: Final = 1_000  # newest matches that bm25 ranks: 2,000 took 8-12 ms for a new query of common words at 100,000 posts, all of them 35-1,400 ms
+BM25_TERMS: Final = 2  # rarest terms that bm25 looks at; it walks through all postings of each
 COMMON_HITS: Final = (
-    500  # in the newest 2,000 posts; a word in more says nothing about a post, and bm25 weighs it next to nothing
+    250  # in the newest 1,000 posts; a word in more says nothing about a post, and bm25 weighs it next to nothing
 )
 SCORED_MATCHES: Final = (
-    3_000  # newest posts with the rarest terms that get a score, 1 us each; older ones follow, newest first
+    1_500  # newest posts with the rarest terms that get a score, 1 us each; older ones follow, newest first
 )
 ENOUGH_HITS: Final = 3  # fewer and the search is relaxed
 MIN_PREFIX_CHARS: Final = 3
