@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-from agentmesh.core.errors import AgentMeshError, NotAdmitted, Unreachable
+from agentmesh.core.errors import AgentMeshError, NotAdmitted, StreamClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.datagrams import SocketAddress, source_of, split_address
 from agentmesh.mesh.identity import NodeKey
@@ -26,6 +26,16 @@ from agentmesh.mesh.tls_sockets import bind_tcp
 from agentmesh.mesh.transport import OnConnection
 
 _log = logging.getLogger(__name__)
+
+
+class _PeerLeft(logging.Filter):
+    """Drops what the event loop says at each write to a peer that left: the writer learns it, and peers must not fill the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "SSL connection is closed"
+
+
+logging.getLogger("asyncio").addFilter(_PeerLeft())
 
 HANDSHAKE_S: Final = HANDSHAKE_TIMEOUT_MS / 1000
 SHUTDOWN_S: Final = BULK_SHUTDOWN_MS / 1000
@@ -81,9 +91,12 @@ class TlsTransport:
             raise Unreachable(f"{address} did not answer within {timeout_s:g} s.") from error
         except (OSError, ValueError) as error:  # ValueError: a host name that no encoding takes
             raise Unreachable(f"The TLS connection to {address} failed: {error}.") from error
-        self._links.add(link)
-        link.on_gone = self._links.discard
-        if not speaks_bulk(link.tls) or proven_node(link.tls) != node:
+        self._watch(link)
+        try:
+            is_right = speaks_bulk(link.tls) and proven_node(link.tls) == node
+        except StreamClosed as error:
+            raise Unreachable(f"{address} closed the connection at once.") from error
+        if not is_right:
             link.close("wrong node")
             raise NotAdmitted(f"Another node answers at {address}.")
         return link
@@ -100,6 +113,12 @@ class TlsTransport:
             async with asyncio.timeout(1.0):
                 for link in list(self._links):
                     await link.wait_gone()
+
+    def _watch(self, link: TlsLink) -> None:
+        """Know of it until its socket is closed."""
+        if not link.is_gone:
+            self._links.add(link)
+            link.on_gone = self._links.discard
 
     # ------------------------------------------------------------------ listening
 
@@ -121,8 +140,7 @@ class TlsTransport:
         link = await self._shake_hands(sock, source_of(address))
         if link is None:
             return
-        self._links.add(link)
-        link.on_gone = self._links.discard
+        self._watch(link)
         assert self._on_connection is not None  # noqa: S101 - connections come in only after listen
         try:
             await self._on_connection(link)
@@ -152,7 +170,7 @@ class TlsTransport:
             return None
         finally:
             self._door.leave(source)
-        if not speaks_bulk(link.tls):
+        if link.is_closed or not speaks_bulk(link.tls):
             link.close("another protocol")
         return link
 

@@ -15,9 +15,10 @@ MAX_CHUNK_BYTES: Final = 256 * KIB  # one length-prefixed chunk; larger writes g
 # up to here a chunk's length is joined with it: one TLS record and system call less
 SMALL_CHUNK_BYTES: Final = 32 * KIB
 FIRST_BULK_BUFFER_BYTES: Final = 16 * KIB  # received and unread, before admission and on an idle connection
-BULK_BUFFER_BYTES: Final = 256 * KIB  # received and unread of a stream that has shown that it is used
-BULK_SEND_HIGH_BYTES: Final = 256 * KIB  # written and not yet taken by the kernel, before a writer waits
-BULK_SEND_LOW_BYTES: Final = 64 * KIB  # a waiting writer goes on below this
+BULK_BUFFER_BYTES: Final = 128 * KIB  # received and unread of a stream that has shown that it is used
+BULK_ENCRYPTED_BYTES: Final = 64 * KIB  # received, not yet decrypted for want of room, before TCP is left to wait
+BULK_SEND_HIGH_BYTES: Final = 128 * KIB  # written and not yet taken by the kernel, before a writer waits
+BULK_SEND_LOW_BYTES: Final = 32 * KIB  # a waiting writer goes on below this
 
 # ------------------------------------------------------------------ connections
 
