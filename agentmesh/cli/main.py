@@ -70,7 +70,12 @@ class _Root(click.Group):
 @click.option(
     "--console", type=click.IntRange(0, 65535), metavar="PORT", help="Port of the management API on loopback. [3131]"
 )
-@click.option("--bind-port", type=click.IntRange(0, 65535), metavar="PORT", help="UDP port for other nodes (0: any).")
+@click.option(
+    "--bind-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="UDP port for other nodes, and TCP of the same number if free (0: any).",
+)
 @click.option(
     "--policy",
     multiple=True,

@@ -46,7 +46,7 @@ A home's `config.toml` may set the following; the environment and the command li
 | setting | meaning |
 |---|---|
 | `name` | what the node is called on the mesh |
-| `bind_host`, `bind_port` | the address and UDP port for other nodes |
+| `bind_host`, `bind_port` | the address and UDP port for other nodes (bulk also over TCP of the same number, if free) |
 | `console_port`, `api_port` | the loopback ports of the management API and of the model API |
 | `idle_exit` | how long a node in the background stays after its last client: `"48h"` |
 """
