@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,12 @@ class NodeHome:
         """The JSON that a command prints with --json."""
         return self.cli(*arguments, "--json").json()
 
-    def start(self, *arguments: str, ready: bool = True, stdin: str | None = None) -> NodeHome:
-        """Run a node in the foreground; with `ready`, wait for its invite."""
+    def start(
+        self, *arguments: str, ready: bool = True, stdin: str | None = None, prefix: Sequence[str] = ()
+    ) -> NodeHome:
+        """Run a node in the foreground, behind `prefix` if given; with `ready`, wait for its invite."""
         assert self.process is None
-        command = [sys.executable, "-m", "agentmesh", "--client", *_any_ports(arguments), *arguments]
+        command = [*prefix, sys.executable, "-m", "agentmesh", "--client", *_any_ports(arguments), *arguments]
         began = time.monotonic()
         with self.stderr_file.open("ab") as errors:
             self.process = subprocess.Popen(

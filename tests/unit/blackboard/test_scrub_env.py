@@ -39,7 +39,7 @@ def test_the_password_within_a_url_is_masked_alone_too() -> None:
         ("API_KEY", "short"),
         ("TOKEN_URL", "https://login.acme.dev/oauth"),
         ("DB_PASSWORD", "postgres"),
-        ("PWD", "/work/sh0p7a9b3c"),
+        ("PWD", "/srv/sh0p7a9b3c"),
         ("MAX_TOKENS", "128000"),
         ("AWS_SECRET_NAME", "prod-database"),
         ("PATH", KEY),
