@@ -1,0 +1,71 @@
+"""The payload of a `node` record: what a node offers to the mesh. Pure; publishing and following it is presence.py's.
+
+Additive: fields are only ever appended, unknown ones are ignored, and a payload that does not decode makes its node offer nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from agentmesh.core.units import KIB
+from agentmesh.inference.logic.target import ServedModel
+
+MAX_OFFER_BYTES: Final = 8 * KIB  # mesh/logic/kinds.py: NODE
+MAX_MODELS: Final = 64  # of one node
+MAX_NAME_CHARS: Final = 200
+MAX_ALIASES: Final = 8
+OFFER_VERSION: Final = 1
+
+
+class NodeOffer(msgspec.Struct, frozen=True, array_like=True):
+    """What one node offers.
+
+    Attributes:
+        version: of this structure.
+        program: agentmesh's version there.
+        engine: the engine's build, empty if there is none.
+        memory_bytes: what models may use there; 0 if unknown.
+        models: what it serves or is about to serve.
+        has_files: whether it gives its model files to members over `blob` streams.
+    """
+
+    version: int
+    program: str
+    engine: str
+    memory_bytes: int
+    models: tuple[ServedModel, ...]
+    has_files: bool = False
+
+
+_decoder = msgspec.msgpack.Decoder(NodeOffer)
+
+
+def encode_offer(offer: NodeOffer) -> bytes:
+    """The payload. Models that do not fit MAX_OFFER_BYTES are left out from the end."""
+    models = offer.models[:MAX_MODELS]
+    while len(payload := msgspec.msgpack.encode(msgspec.structs.replace(offer, models=models))) > MAX_OFFER_BYTES:
+        models = models[:-1]
+    return payload
+
+
+def decode_offer(payload: bytes) -> NodeOffer | None:
+    """What a peer offers, with unusable models left out; None if it cannot be read at all."""
+    try:
+        offer = _decoder.decode(payload)
+    except msgspec.DecodeError:
+        return None
+    models = tuple(model for model in offer.models[:MAX_MODELS] if _usable(model))
+    return msgspec.structs.replace(offer, models=models)
+
+
+def _usable(model: ServedModel) -> bool:
+    numbers = (model.context_tokens, model.slots, model.parameters, model.size_bytes)
+    names = (model.id, *model.aliases)
+    return (
+        len(model.aliases) <= MAX_ALIASES
+        and all(0 < len(name) <= MAX_NAME_CHARS and name.isprintable() for name in names)
+        and all(0 <= number < 1 << 53 for number in numbers)
+        and model.slots >= 1
+    )

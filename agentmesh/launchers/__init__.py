@@ -1,0 +1,1 @@
+"""Start coding agents against the node's API."""
