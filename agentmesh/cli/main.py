@@ -19,6 +19,7 @@ from agentmesh.cli.blackboard import blackboard, install_skill
 from agentmesh.cli.mesh import mesh
 from agentmesh.cli.models import download, models
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
+from agentmesh.cli.node_options import node_options
 from agentmesh.cli.output import fail
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
 from agentmesh.core.log import level_from_environment, redact, setup_logging
@@ -55,35 +56,7 @@ class _Root(click.Group):
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "terminal_width": 100},
 )
-@click.option("--client", is_flag=True, help="Run a gossip node in the foreground until Ctrl-C; prints an invite.")
-@click.option(
-    "--join",
-    "join",
-    multiple=True,
-    metavar="TOKEN",
-    help="Join the mesh of this invite; also @FILE or - for stdin, else $AGENTMESH_JOIN. Repeatable.",
-)
-@click.option("--name", metavar="NAME", help="What this node is called on the mesh.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port of the model API on loopback (0: any)."
-)
-@click.option(
-    "--console", type=click.IntRange(0, 65535), metavar="PORT", help="Port of the management API on loopback. [3131]"
-)
-@click.option(
-    "--bind-port",
-    type=click.IntRange(0, 65535),
-    metavar="PORT",
-    help="UDP port for other nodes, and TCP of the same number if free (0: any).",
-)
-@click.option(
-    "--policy",
-    multiple=True,
-    metavar="KEY=N",
-    help="A quota of the mesh that is founded: posts_per_minute, posts_per_day, author_posts_per_minute. Repeatable.",
-)
-@click.option("--background", is_flag=True, hidden=True)
-@click.option("--ready-fd", type=int, hidden=True)
+@node_options
 @click.option("-v", "--verbose", count=True, help="Log more: -v information, -vv everything. Also $AGENTMESH_LOG.")
 @click.version_option(agentmesh.__version__, prog_name="agentmesh", message="%(prog)s %(version)s")
 @click.pass_context
@@ -99,11 +72,16 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         setup_logging(level)
         given = [name for name, value in options.items() if value not in (None, False, ())]
         if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to 'agentmesh --client', not to a command.")
-    elif options["client"] or options["background"]:
+            option = {"models": "model", "ggufs": "gguf"}.get(given[0], given[0].replace("_", "-"))
+            raise click.UsageError(
+                f"--{option} belongs to 'agentmesh --client' or 'agentmesh --model', not to a command."
+            )
+    elif options["client"] and (options["models"] or options["ggufs"]):
+        raise click.UsageError("A --client serves no models: leave out --client, or --model and --gguf.")
+    elif options["client"] or options["background"] or options["models"] or options["ggufs"]:
         run_node(options)
     elif any(value not in (None, False, ()) for value in options.values()):
-        raise click.UsageError("These options need --client.")
+        raise click.UsageError("These options need --client or --model.")
     else:
         click.echo(ctx.get_help())
 

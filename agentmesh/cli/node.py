@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
 from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
 from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeLost
 from agentmesh.control.lock import FileLock, wait_until_free
@@ -19,9 +21,13 @@ from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
 from agentmesh.core.units import parse_duration_ms
 
+if TYPE_CHECKING:
+    from agentmesh.node.options import ServeOptions
+
 POLICY_KEYS: Final = ("posts_per_minute", "posts_per_day", "author_posts_per_minute")
 MAX_ID_CHARS: Final = 128  # twice the longest id
 MAX_POLICY_VALUE: Final = 1_000_000_000
+MAX_SIZE_CHARS: Final = 12
 
 
 def run_node(options: Mapping[str, Any]) -> int:
@@ -30,6 +36,11 @@ def run_node(options: Mapping[str, Any]) -> int:
         _fork_off()
     from agentmesh.node.options import NodeOptions
 
+    keys = api_keys(options["api_key"])
+    if options["listen_all"] and not keys:
+        raise InvalidInput(
+            "--listen-all lets other machines use the models: it needs a key, with --api-key @FILE or in $AGENTMESH_API_KEY."
+        )
     chosen = NodeOptions(
         background=bool(options["background"]),
         ready_fd=options["ready_fd"],
@@ -39,14 +50,45 @@ def run_node(options: Mapping[str, Any]) -> int:
         console_port=options["console"],
         bind_port=options["bind_port"],
         policy=parse_policy(options["policy"]),
+        serve=_serve_options(options),
+        listen_all=bool(options["listen_all"]),
+        api_keys=keys,
     )
     if options["background"]:
         _drop_stdin()
-    os.environ.pop(JOIN_VARIABLE, None)  # read above; the workers that the node starts need no invite
+    for read_above in (JOIN_VARIABLE, KEY_VARIABLE):  # the workers and engines that the node starts need neither
+        os.environ.pop(read_above, None)
     from agentmesh.node.process import run_process
 
     code = run_process(Home.from_environment(), chosen)
     raise click.exceptions.Exit(code)
+
+
+def _serve_options(options: Mapping[str, Any]) -> ServeOptions:
+    from agentmesh.node.options import ServeOptions
+
+    return ServeOptions(
+        client=bool(options["client"]),
+        models=options["models"],
+        ggufs=options["ggufs"],
+        context_tokens=options["ctx_size"],
+        max_vram_bytes=parse_gigabytes(options["max_vram"]) if options["max_vram"] is not None else None,
+        device=options["device"],
+        bin_dir=Path(options["bin_dir"]).expanduser().absolute() if options["bin_dir"] is not None else None,
+        llama_flavor=options["llama_flavor"],
+    )
+
+
+def parse_gigabytes(text: str) -> int:
+    """Bytes of a size in GB (10^9), such as `24`, `7.5` or `7.5GB`. Raises: InvalidInput: it is none, or not positive."""
+    number = text.strip().lower().removesuffix("gb").strip()
+    try:
+        size_bytes = int(float(number) * 1e9) if len(number) <= MAX_SIZE_CHARS else 0
+    except (ValueError, OverflowError):
+        size_bytes = 0
+    if size_bytes <= 0:
+        raise InvalidInput(f"'{text}' is no size; give GB, such as 24 or 7.5.")
+    return size_bytes
 
 
 def _fork_off() -> None:

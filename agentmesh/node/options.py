@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Which models to serve and on what. `client`: none, and no engine. Empty: what `agentmesh load` brings later."""
+
+    client: bool = False
+    models: tuple[str, ...] = ()
+    ggufs: tuple[str, ...] = ()
+    context_tokens: int | None = None
+    max_vram_bytes: int | None = None
+    device: str | None = None
+    bin_dir: Path | None = None
+    llama_flavor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +29,10 @@ class NodeOptions:
     ready_fd: int | None = None  # the pipe to whoever started a node in the background
     join: tuple[str, ...] = ()
     name: str | None = None
-    api_port: int | None = None  # taken and kept for the model API; nothing listens there yet
+    api_port: int | None = None
     console_port: int | None = None
     bind_port: int | None = None
     policy: Mapping[str, int] = field(default_factory=dict[str, int])
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    listen_all: bool = False
+    api_keys: frozenset[str] = field(default_factory=frozenset[str], repr=False)

@@ -1,0 +1,79 @@
+"""The options with which `agentmesh` becomes a node: what they are called and how they are explained. node.py reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PORT: Final = click.IntRange(0, 65535)
+
+_RUN: Final = (
+    click.option("--client", is_flag=True, help="Run a node without models in the foreground; prints an invite."),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="NAME",
+        help="Serve this model: a name of the catalog, org/repo[:QUANT], a Hugging Face URL, or a GGUF file. Repeatable.",
+    ),
+    click.option("--gguf", "ggufs", multiple=True, metavar="FILE", help="Serve this GGUF file. Repeatable."),
+)
+
+_MESH: Final = (
+    click.option(
+        "--join",
+        "join",
+        multiple=True,
+        metavar="TOKEN",
+        help="Join the mesh of this invite; also @FILE or - for stdin, else $AGENTMESH_JOIN. Repeatable.",
+    ),
+    click.option("--name", metavar="NAME", help="What this node is called on the mesh."),
+    click.option(
+        "--policy",
+        multiple=True,
+        metavar="KEY=N",
+        help="A quota of the mesh that is founded: posts_per_minute, posts_per_day, author_posts_per_minute. Repeatable.",
+    ),
+)
+
+_SERVING: Final = (
+    click.option(
+        "--ctx-size", type=click.IntRange(min=1), metavar="TOKENS", help="Context of each request. [what fits]"
+    ),
+    click.option("--max-vram", metavar="GB", help="Memory that models may use here, in GB. [what is free]"),
+    click.option("--device", metavar="NAME", help="Run models on this device; see agentmesh gpus. [the best one]"),
+    click.option("--bin-dir", metavar="DIR", help="Folder of llama-server; else $AGENTMESH_BIN_DIR."),
+    click.option("--llama-flavor", metavar="NAME", help="Which build: cpu, cuda, rocm, vulkan, metal, or your own's."),
+)
+
+_PORTS: Final = (
+    click.option("--port", type=_PORT, metavar="PORT", help="Port of the model API on loopback (0: any). [9337]"),
+    click.option(
+        "--listen-all", is_flag=True, help="Let other machines use the model API, with a key only. [this machine only]"
+    ),
+    click.option(
+        "--api-key",
+        metavar="@FILE",
+        help="The key, or keys, that the model API asks for: in a file, or in $AGENTMESH_API_KEY.",
+    ),
+    click.option("--console", type=_PORT, metavar="PORT", help="Port of the management API on loopback. [3131]"),
+    click.option(
+        "--bind-port",
+        type=_PORT,
+        metavar="PORT",
+        help="UDP port for other nodes, and TCP of the same number if free (0: any).",
+    ),
+    click.option("--background", is_flag=True, hidden=True),
+    click.option("--ready-fd", type=int, hidden=True),
+)
+
+
+def node_options(command: Command) -> Command:
+    """Decorates the root command with all of them, in this order."""
+    for option in reversed((*_RUN, *_MESH, *_SERVING, *_PORTS)):
+        command = option(command)
+    return command
