@@ -7,7 +7,7 @@ wiring. What a payload means is its kind's business; where records are kept is t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentmesh.core.clock import Clock
@@ -48,6 +48,9 @@ from agentmesh.mesh.tls import TlsTransport
 from agentmesh.mesh.transport import Connection, Stream, Transport
 from agentmesh.mesh.upkeep import Upkeep
 from agentmesh.mesh.verifier import CachingVerifier
+from agentmesh.mesh.views import PeerView, peer_views
+
+OnPeerState = Callable[[NodeId, PeerState], None]
 
 _CLOCKS_AGREE_MS = MAX_CLOCK_SKEW_MS // 2
 _BOOTSTRAP_ENTRIES = 4  # nodes named in an invite, this one first
@@ -60,17 +63,6 @@ class MeshSettings:
     name: str
     bind_host: str = ""
     bind_port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """One peer as `status` shows it."""
-
-    node: NodeId
-    name: str
-    state: PeerState
-    address: str | None
-    rtt_ms: float | None
 
 
 class Mesh:
@@ -106,6 +98,7 @@ class Mesh:
         self._bulk_transport = bulk
         self._tasks = TaskSet("mesh")
         self._watchers: list[tuple[OnRecords, OnDropped]] = []
+        self._on_peer_state: OnPeerState | None = None
         self._services: dict[StreamKind, OnStream] = {StreamKind.CONTROL: self._serve_control}
         self._control = RequestRate(CONTROL_REQUESTS, CONTROL_REQUESTS_PER_MS)
         self._dialable = True
@@ -160,6 +153,7 @@ class Mesh:
         )
         self._peers.driver = self._driver
         self._peers.handlers = LinkHandlers(self._driver.on_message, self._store.load, self._services)
+        self._driver.on_peer_state = self._on_peer_state
         self._own = self._own_records()
         for on_records, on_dropped in self._watchers:
             self._driver.watch(on_records, on_dropped)
@@ -217,6 +211,14 @@ class Mesh:
             StreamClosed: the connection broke meanwhile.
         """
         return await self._bulk.streams.open_stream(node, kind)
+
+    def hint(self, node: NodeId, addresses: Sequence[str], bulk_port: int) -> None:
+        """Where a member says that it can be reached, for streams to one that was never connected to this node."""
+        self._bulk.hint(node, addresses, bulk_port)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where other members reach this node; none if it cannot be dialled."""
+        return self._entry().addresses
 
     # ------------------------------------------------------------------ records
 
@@ -329,16 +331,15 @@ class Mesh:
 
     def peers(self) -> list[PeerView]:
         """Connected peers and those lately lost, connected ones first."""
-        states = self._machine.peer_states()
-        views = [self._view(node, states.get(node, PeerState.ALIVE)) for node in self._driver.links]
-        lost = [node for node in states if node not in self._driver.links]
-        return views + [self._view(node, states[node]) for node in lost]
+        return peer_views(self._driver.links, self._machine.peer_states(), self._peers.facts)
 
-    def _view(self, node: NodeId, state: PeerState) -> PeerView:
-        facts = self._peers.facts.get(node)
-        link = self._driver.links.get(node)
-        address = link.connection.remote_address if link else facts.seen_at if facts else None
-        return PeerView(node, facts.name if facts else "", state, address, link.connection.rtt_ms if link else None)
+    def peer_states(self) -> Mapping[NodeId, PeerState]:
+        """What failure detection says of connected peers and of those lately lost; others are not known either way."""
+        return self._machine.peer_states() if self._started.is_set() else {}
+
+    def watch_peers(self, on_state: OnPeerState) -> None:
+        """Be told when a peer becomes alive, suspect or dead. Before `start`."""
+        self._on_peer_state = on_state
 
     # ------------------------------------------------------------------ wiring
 

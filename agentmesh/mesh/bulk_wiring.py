@@ -30,6 +30,7 @@ from agentmesh.mesh.transport import Stream
 
 _log = logging.getLogger(__name__)
 
+MAX_HINTS: Final = 4_096  # serving nodes whose address is remembered, the newest ones; some 300 bytes each
 LINK_S: Final = 1.0  # for a link that was just admitted to be taken into use
 _LOOK_S: Final = 0.005
 
@@ -50,6 +51,7 @@ class MeshBulk:
         self._peers = peers
         self._trust = trust
         self._clock = clock
+        self._hints: dict[bytes, PeerFacts] = {}
         around = BulkSurroundings(
             where=self._where,
             over_quic=self._over_quic,
@@ -75,15 +77,25 @@ class MeshBulk:
     def _is_out(self, node: bytes) -> bool:
         return self._trust.standing(node, self._clock.now_ms()) is Standing.OUT
 
+    def hint(self, node: bytes, addresses: Sequence[str], bulk_port: int) -> None:
+        """Where a member says that it is, for streams to one that was never a neighbour. What admission saw goes before it."""
+        self._hints.pop(node, None)
+        while len(self._hints) >= MAX_HINTS:
+            del self._hints[next(iter(self._hints))]
+        self._hints[node] = PeerFacts("", tuple(addresses), True, "", self._clock.now_ms(), bulk_port)
+
+    def _facts(self, node: bytes) -> PeerFacts | None:
+        return self._peers.facts.get(node) or self._hints.get(node)
+
     def _where(self, node: bytes) -> BulkTarget | None:
-        facts = self._peers.facts.get(node)
+        facts = self._facts(node)
         return bulk_target(facts, interface_networks()) if facts is not None and facts.bulk_port else None
 
     async def _over_quic(self, node: bytes) -> Stream:
         """A stream on the connection to `node`, which is dialled if there is none. Raises: Unreachable."""
         if (stream := await self._peers.reach(node)) is not None:
             return stream
-        facts = self._peers.facts.get(node)
+        facts = self._facts(node)
         if facts is None or not facts.addresses:
             raise Unreachable("The peer is not connected, and no address of it is known.")
         try:

@@ -14,9 +14,10 @@ import agentmesh
 from agentmesh.blackboard.service import BlackboardService
 from agentmesh.console.models import BoardStatus, Done, Invite, NodeProcess, PeerStatus, Status
 from agentmesh.core.errors import InvalidInput, NodeRunning
-from agentmesh.mesh.api import Mesh, PeerView
+from agentmesh.mesh.api import Mesh
 from agentmesh.mesh.identity import NodeKey, encode_id
 from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
+from agentmesh.mesh.views import PeerView
 
 
 class Stoppable(Protocol):

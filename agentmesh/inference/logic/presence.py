@@ -16,6 +16,8 @@ MAX_OFFER_BYTES: Final = 8 * KIB  # mesh/logic/kinds.py: NODE
 MAX_MODELS: Final = 64  # of one node
 MAX_NAME_CHARS: Final = 200
 MAX_ALIASES: Final = 8
+MAX_ADDRESSES: Final = 8
+MAX_ADDRESS_CHARS: Final = 264  # a host name, brackets and a port
 OFFER_VERSION: Final = 1
 
 
@@ -29,6 +31,8 @@ class NodeOffer(msgspec.Struct, frozen=True, array_like=True):
         memory_bytes: what models may use there; 0 if unknown.
         models: what it serves or is about to serve.
         has_files: whether it gives its model files to members over `blob` streams.
+        addresses: where members that are not its neighbours find it, best first; each a host with its UDP port.
+        bulk_port: TCP port of its fast path, 0 if it has none.
     """
 
     version: int
@@ -37,6 +41,8 @@ class NodeOffer(msgspec.Struct, frozen=True, array_like=True):
     memory_bytes: int
     models: tuple[ServedModel, ...]
     has_files: bool = False
+    addresses: tuple[str, ...] = ()
+    bulk_port: int = 0
 
 
 _decoder = msgspec.msgpack.Decoder(NodeOffer)
@@ -57,7 +63,9 @@ def decode_offer(payload: bytes) -> NodeOffer | None:
     except msgspec.DecodeError:
         return None
     models = tuple(model for model in offer.models[:MAX_MODELS] if _usable(model))
-    return msgspec.structs.replace(offer, models=models)
+    addresses = tuple(a for a in offer.addresses if 0 < len(a) <= MAX_ADDRESS_CHARS)[:MAX_ADDRESSES]
+    bulk_port = offer.bulk_port if 0 <= offer.bulk_port <= 65_535 else 0
+    return msgspec.structs.replace(offer, models=models, addresses=addresses, bulk_port=bulk_port)
 
 
 def _usable(model: ServedModel) -> bool:
