@@ -116,3 +116,23 @@ async def test_a_stream_that_the_service_gives_up_looks_cut_off_either_way(make:
         await stream.write(b"?")
         with pytest.raises(AgentMeshError):
             await asyncio.wait_for(read_all(stream), 10)
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_a_member_that_was_never_a_neighbour_is_reached_where_its_presence_says(
+    make: Make, fast_path: bool
+) -> None:
+    server, client = await _pair(make, client_fast=fast_path)
+    for node in (client, server):
+        await node.stop()
+        for known in node.home.root.rglob("peers.json"):
+            known.unlink()
+    await server.start()
+    server.mesh.serve(StreamKind.HTTP, echo)
+    await client.start()
+    assert client.mesh.peers() == []
+    with pytest.raises(Unreachable):
+        await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
+    client.mesh.hint(server.key.public, server.mesh.addresses(), server.mesh.bulk_port)
+    assert await _ask(client, server, b"found you") == b"found you"
+    assert client.mesh._bulk.streams.works(server.key.public) == fast_path
