@@ -125,6 +125,10 @@ class Unreachable(PeerError):
     retryable = True
 
 
+class PortClosed(Unreachable):
+    """Nothing listens at the peer's port."""
+
+
 class StreamClosed(PeerError):
     """The stream was closed by the other side or because its connection ended."""
 

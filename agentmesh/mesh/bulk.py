@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from agentmesh.core.errors import NotAdmitted, PortInUse, StreamClosed, Unreachable
+from agentmesh.core.errors import NotAdmitted, PortClosed, PortInUse, StreamClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission
 from agentmesh.mesh.authority import Draft
@@ -99,6 +99,8 @@ class BulkStreams:
         if self._around.is_out(node):
             raise Unreachable("The node is no member of the mesh any more.")
         stream = await self._fast(node, kind)
+        if stream is None and self._paths.has_gone(node, _now_ms()):
+            raise PortClosed("The node has ended: its port is closed.")
         if stream is None:
             stream = await self._around.over_quic(node)
             await write_header(stream, kind)

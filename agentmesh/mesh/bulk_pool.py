@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from agentmesh.core.errors import AgentMeshError
+from agentmesh.core.errors import AgentMeshError, PortClosed
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.logic.bulk_limits import POOL_WAITERS
 from agentmesh.mesh.logic.bulk_paths import BulkPaths, BulkTarget
@@ -120,6 +120,8 @@ class PeerPool:
                 _log.debug("fast path to %s: %s", self.node.hex()[:8], error)
             else:
                 _log.exception("the fast path to %s broke", self.node.hex()[:8])
+            if isinstance(error, PortClosed):
+                self._paths.port_closed(self.node, target, self._now_ms())
             self._paths.failed(self.node, target, self._now_ms())
         finally:
             self._dialling -= 1

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from agentmesh.core.errors import NotAdmitted, PeerError, Unreachable
+from agentmesh.core.errors import NotAdmitted, PeerError, PortClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.transport import Connection, Transport
 
@@ -25,6 +25,7 @@ async def dial_first(transport: Transport, node: bytes, addresses: Sequence[str]
 
     Raises:
         NotAdmitted: an address answered with another node's key and no other address answered.
+        PortClosed: all of them refused at once.
         Unreachable: none answered.
     """
     if not addresses:
@@ -43,7 +44,7 @@ async def dial_first(transport: Transport, node: bytes, addresses: Sequence[str]
         race.over = True  # whatever connects from here on is closed where it connects
         await tasks.close()
     if race.winner is None:
-        raise next((e for e in race.errors if isinstance(e, NotAdmitted)), race.errors[0])
+        raise max(race.errors, key=lambda e: (isinstance(e, NotAdmitted), not isinstance(e, PortClosed)))
     return race.winner
 
 

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-from agentmesh.core.errors import AgentMeshError, NotAdmitted, StreamClosed, Unreachable
+from agentmesh.core.errors import AgentMeshError, NotAdmitted, PortClosed, StreamClosed, Unreachable
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.datagrams import SocketAddress, source_of, split_address
 from agentmesh.mesh.identity import NodeKey
@@ -89,6 +89,8 @@ class TlsTransport:
                 )
         except TimeoutError as error:
             raise Unreachable(f"{address} did not answer within {timeout_s:g} s.") from error
+        except ConnectionRefusedError as error:
+            raise PortClosed(f"Nothing listens at {address}.") from error
         except (OSError, ValueError) as error:  # ValueError: a host name that no encoding takes
             raise Unreachable(f"The TLS connection to {address} failed: {error}.") from error
         self._watch(link)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.core.errors import AgentMeshError, Unreachable
+from agentmesh.core.errors import AgentMeshError, PortClosed, Unreachable
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
@@ -136,3 +136,18 @@ async def test_a_member_that_was_never_a_neighbour_is_reached_where_its_presence
     client.mesh.hint(server.key.public, server.mesh.addresses(), server.mesh.bulk_port)
     assert await _ask(client, server, b"found you") == b"found you"
     assert client.mesh._bulk.streams.works(server.key.public) == fast_path
+
+
+async def test_a_node_that_ended_without_goodbye_is_known_to_be_gone_at_once(make: Make) -> None:
+    server, client = await _pair(make)
+    assert await _ask(client, server, b"still there") == b"still there"
+    transport = server.mesh._bulk.streams._transport
+    assert transport is not None
+    await transport.close()  # what a kill does to its sockets
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(PortClosed):
+        for _ in range(10):  # connections that were ready may be closed one by one
+            stream = await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
+            stream.abort()
+            await asyncio.sleep(0.05)
+    assert asyncio.get_running_loop().time() - began < 2

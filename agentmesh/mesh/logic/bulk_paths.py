@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from agentmesh.mesh.logic.bulk_limits import (
     BULK_BLOCKED_MS,
+    BULK_GONE_MS,
     BULK_IDLE_MS,
     BULK_PEERS,
     BULK_RETRY_MAX_MS,
@@ -39,6 +40,7 @@ class _Path:
     works: bool = False  # it has worked, at this target
     failures: int = 0  # in a row
     failed_until_ms: int = 0
+    closed_until_ms: int = 0  # its port refused us just now
     opened_ms: deque[int] = field(default_factory=lambda: deque(maxlen=POOL_MAX))
     last_opened_ms: int | None = None
 
@@ -65,7 +67,7 @@ class BulkPaths:
     def succeeded(self, node: bytes, target: BulkTarget) -> None:
         """A connection was made and admitted."""
         path = self._path(node, target)
-        path.works, path.failures = True, 0
+        path.works, path.failures, path.closed_until_ms = True, 0, 0
 
     def failed(self, node: bytes, target: BulkTarget, now_ms: int) -> None:
         """A trial ended without a connection. Of several at once only the first counts."""
@@ -75,6 +77,20 @@ class BulkPaths:
         pause_ms = (BULK_RETRY_MS if path.works else BULK_BLOCKED_MS) << min(path.failures, 16)
         path.failures += 1
         path.failed_until_ms = now_ms + min(pause_ms, BULK_RETRY_MAX_MS)
+
+    def port_closed(self, node: bytes, target: BulkTarget, now_ms: int) -> None:
+        """A trial ended at once: nothing listens there."""
+        path = self._path(node, target)
+        if path.target == target and path.works and path.failures == 0:
+            path.closed_until_ms = now_ms + BULK_GONE_MS
+
+    def has_gone(self, node: bytes, now_ms: int) -> bool:
+        """Whether the peer's node seems to have ended just now: a port that worked refuses, and it was not admitted anew.
+
+        Only until failure detection must have noticed by itself: a port may be closed while its node lives on.
+        """
+        path = self._paths.get(node)
+        return path is not None and now_ms < path.closed_until_ms
 
     # ------------------------------------------------------------------ the pool
 
@@ -116,7 +132,7 @@ class BulkPaths:
             path = _Path(target)
         elif path.target != target and target.seen_ms >= path.target.seen_ms:
             moved = path.target.addresses != target.addresses
-            path.target, path.failures = target, 0
+            path.target, path.failures, path.closed_until_ms = target, 0, 0
             path.works = path.works and not moved
         self._paths[node] = path
         while len(self._paths) > BULK_PEERS:
