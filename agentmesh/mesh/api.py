@@ -16,11 +16,12 @@ from agentmesh.mesh.admission import Admission, Surroundings
 from agentmesh.mesh.authority import Authority, Draft, NewInvite
 from agentmesh.mesh.bulk_wiring import MeshBulk
 from agentmesh.mesh.driver import GossipDriver, seeded_random
+from agentmesh.mesh.held_stream import holding
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.interfaces import interface_addresses
 from agentmesh.mesh.links import LinkHandlers, OnStream
 from agentmesh.mesh.logic.addresses import advertised
-from agentmesh.mesh.logic.events import NodeId, PeersLearned, PeerState, RecordCreated
+from agentmesh.mesh.logic.events import LinkUsed, NodeId, PeersLearned, PeerState, RecordCreated
 from agentmesh.mesh.logic.gossip import GossipMachine
 from agentmesh.mesh.logic.handshake_common import Introduction
 from agentmesh.mesh.logic.kinds import KindRule
@@ -201,7 +202,10 @@ class Mesh:
 
     def serve(self, kind: StreamKind, service: OnStream) -> None:
         """Have `service` answer the peers' streams of one kind, whichever way they come. It ends or aborts each."""
-        self._services[kind] = service
+        self._services[kind] = holding(service, self._feed)
+
+    def _feed(self, event: LinkUsed) -> None:
+        self._driver.feed(event)  # the driver is there before the first stream is
 
     async def open_stream(self, node: NodeId, kind: StreamKind) -> Stream:
         """A stream of bulk to a peer, over TLS where that works, else over QUIC; write what its service reads first.

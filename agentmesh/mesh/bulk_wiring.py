@@ -15,11 +15,13 @@ from agentmesh.core.errors import AgentMeshError, Unreachable
 from agentmesh.mesh.admission import Admission
 from agentmesh.mesh.authority import Draft
 from agentmesh.mesh.bulk import BulkStreams, BulkSurroundings
+from agentmesh.mesh.held_stream import HeldStream
 from agentmesh.mesh.interfaces import interface_networks
 from agentmesh.mesh.links import OnStream
 from agentmesh.mesh.logic.addresses import dial_order, join_address, split_address
 from agentmesh.mesh.logic.bulk_limits import BULK_ADDRESSES
 from agentmesh.mesh.logic.bulk_paths import BulkTarget
+from agentmesh.mesh.logic.events import LinkUsed
 from agentmesh.mesh.logic.record import Record
 from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.logic.trust import Trust
@@ -92,6 +94,12 @@ class MeshBulk:
         return bulk_target(facts, interface_networks()) if facts is not None and facts.bulk_port else None
 
     async def _over_quic(self, node: bytes) -> Stream:
+        """A stream on the connection to `node`, which stays while it is used. Raises: Unreachable."""
+        stream = await self._reach(node)
+        self._peers.driver.feed(LinkUsed(node, 1))
+        return HeldStream(stream, lambda: self._peers.driver.feed(LinkUsed(node, -1)))
+
+    async def _reach(self, node: bytes) -> Stream:
         """A stream on the connection to `node`, which is dialled if there is none. Raises: Unreachable."""
         if (stream := await self._peers.reach(node)) is not None:
             return stream

@@ -46,6 +46,14 @@ class PeerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkUsed:
+    """Streams of a higher layer began (+1) or ended (-1) on the link: one that carries any is not closed as idle."""
+
+    peer: NodeId
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
 class DialFailed:
     peer: NodeId
 
@@ -95,6 +103,7 @@ class TimePassed:
 Event = (
     PeerConnected
     | PeerLost
+    | LinkUsed
     | DialFailed
     | PeersLearned
     | MessageReceived

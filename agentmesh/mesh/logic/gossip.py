@@ -18,6 +18,7 @@ from agentmesh.mesh.logic.events import (
     DropRecords,
     Effect,
     Event,
+    LinkUsed,
     MessageReceived,
     NodeId,
     PeerConnected,
@@ -32,7 +33,7 @@ from agentmesh.mesh.logic.events import (
     TimePassed,
 )
 from agentmesh.mesh.logic.exchange import Exchange
-from agentmesh.mesh.logic.gossip_config import GossipConfig
+from agentmesh.mesh.logic.gossip_config import FLOOD, FORGED, OUT, GossipConfig
 from agentmesh.mesh.logic.gossip_stats import GossipStats
 from agentmesh.mesh.logic.inbox import Inbox, Outcome
 from agentmesh.mesh.logic.limits import MAX_BLAME, PRESENCE_RECORDS
@@ -68,10 +69,6 @@ from agentmesh.mesh.logic.records import RecordIndex
 from agentmesh.mesh.logic.snapshot import Snapshot
 from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.logic.trust import Trust
-
-FORGED = "it sent records that no honest node could have sent"
-FLOOD = "it sends more than any honest node would"
-OUT = "it is no longer a member"
 
 
 class GossipMachine:
@@ -370,6 +367,7 @@ class GossipMachine:
             MessageReceived: self._on_message,
             RecordCreated: self._on_created,
             ReconcileStepped: self._exchange.stepped,
+            LinkUsed: lambda event, now_ms, _: self._overlay.link_used(event.peer, event.streams, now_ms),
             TimePassed: self._on_time,
         }
 

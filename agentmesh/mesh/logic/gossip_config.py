@@ -6,8 +6,14 @@ Every default is a limit of limits.py; nothing here decides anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agentmesh.mesh.logic import limits
+
+# What a peer is told when its link is closed.
+FORGED: Final = "it sent records that no honest node could have sent"
+FLOOD: Final = "it sends more than any honest node would"
+OUT: Final = "it is no longer a member"
 
 
 @dataclass(frozen=True, slots=True)

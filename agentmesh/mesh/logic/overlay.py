@@ -207,6 +207,14 @@ class Overlay:
             self._deactivate(peer, link, now_ms)
             self._seek(now_ms, out)
 
+    def link_used(self, peer: NodeId, streams: int, now_ms: int) -> None:
+        """Streams began or ended on a link, which stays while it carries any, and its time of grace after them."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.streams = max(0, link.streams + streams)  # those of an earlier connection may end late
+            if not link.active:
+                link.changed_ms = now_ms
+
     def on_shuffle(self, peer: NodeId, message: Shuffle, now_ms: int, out: list[Effect]) -> None:
         if self._shuffler.on_shuffle(peer, message, out):
             self._shuffler.integrate((message.origin, *message.entries))
@@ -229,7 +237,12 @@ class Overlay:
         for node, link in list(self._links.items()):
             if link.asked_ms and link.asked_ms <= now_ms:
                 self._ask_again(node, link, now_ms, out)
-            elif not link.active and not link.asked_ms and now_ms - link.changed_ms >= self._config.linger_ms:
+            elif (
+                not link.active
+                and not link.asked_ms
+                and not link.streams
+                and now_ms - link.changed_ms >= self._config.linger_ms
+            ):
                 closed.append(node)
         for node in closed:
             self._drop_link(node)

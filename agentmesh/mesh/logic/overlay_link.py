@@ -31,4 +31,5 @@ class Link:
     asked_ms: int = 0  # deadline of our unanswered Neighbour or Join; 0: none
     attempts: int = 0
     high_priority: bool = False
+    streams: int = 0  # of higher layers, in progress
     told_ms: int = 0  # when we last told it that it is not our neighbour

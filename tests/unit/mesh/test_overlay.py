@@ -157,6 +157,19 @@ def test_a_link_that_is_no_neighbours_is_closed_after_a_while() -> None:
     assert len(views.part.active) == ACTIVE_VIEW
 
 
+def test_a_link_that_carries_streams_stays_and_has_its_time_of_grace_after_them() -> None:
+    views = Views()
+    views.full()
+    views.neighbour(node(50))
+    used, *others = sorted(n for n in views.part.linked() if n not in views.part.active)
+    views.part.link_used(used, 1, views.now_ms)
+    assert views.run(60_000) == others
+    views.part.link_used(used, -1, views.now_ms)
+    views.part.link_used(used, -1, views.now_ms)  # one of an earlier connection, late
+    assert views.run(20_000) == []
+    assert views.run(20_000) == [used]
+
+
 # ------------------------------------------------------------------ walks
 
 
