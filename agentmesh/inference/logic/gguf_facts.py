@@ -98,6 +98,11 @@ class ModelFacts(msgspec.Struct, frozen=True):
     vocabulary: VocabularyFacts
     chat_template: bool
     caches: tuple[LayerCache, ...]
+    feed_forward_length: int = 0
+    expert_feed_forward_length: int = 0
+    template_tools: bool = False
+    template_reasoning: bool = False
+    pooling_type: int = 0
 
     def kv_bytes_per_token(self, k_type: str = "f16", v_type: str = "f16") -> int:
         """Bytes that one more token of context takes."""
@@ -139,6 +144,7 @@ def model_facts(headers: tuple[Header, ...]) -> ModelFacts:
     tensors = [tensor for part in headers for tensor in part.tensors]
     heads = max(header.per_layer(f"{arch}.attention.head_count", layers))
     usual = header.integer(f"{arch}.embedding_length") // heads if heads else 0
+    template = header.text("tokenizer.chat_template")
     return ModelFacts(
         architecture=arch,
         name=header.text("general.name"),
@@ -158,8 +164,13 @@ def model_facts(headers: tuple[Header, ...]) -> ModelFacts:
         expert_used_count=header.integer(f"{arch}.expert_used_count"),
         expert_bytes=sum(tensor.size_bytes for tensor in tensors if "_exps." in tensor.name),
         vocabulary=_vocabulary(header, arch),
-        chat_template=bool(header.text("tokenizer.chat_template")),
+        chat_template=bool(template),
         caches=layer_caches(header),
+        feed_forward_length=max(header.per_layer(f"{arch}.feed_forward_length", layers)),
+        expert_feed_forward_length=header.integer(f"{arch}.expert_feed_forward_length"),
+        template_tools="tools" in template,
+        template_reasoning="enable_thinking" in template or "reasoning" in template or "<think>" in template,
+        pooling_type=header.integer(f"{arch}.pooling_type"),
     )
 
 

@@ -1,0 +1,186 @@
+"""Whether a model fits: what it needs (weights, contexts, buffers), what there is, and which context and how many requests at once.
+
+Owns the arithmetic and the sentence that shows it. Measures nothing: rooms are values. docs/serving.md compares it with llama-server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agentmesh.core.units import KIB, MIB
+from agentmesh.inference.logic.gguf_facts import ModelFacts
+from agentmesh.inference.logic.kv_cache import DEFAULT_UBATCH_TOKENS
+
+MAX_SLOTS: Final = 4  # llama-server's own default; more requests at once cost each of them speed
+MIN_CONTEXT_TOKENS: Final = 4 * KIB  # chosen automatically; an agent's system prompt alone may have more
+WORKABLE_CONTEXT_TOKENS: Final = 32 * KIB  # from here on a second request at once is worth more than a longer context
+UNKNOWN_CONTEXT_TOKENS: Final = 4 * KIB  # of a model whose header names none
+MAX_CONTEXT_TOKENS: Final = 1 << 28
+MAX_WANTED_SLOTS: Final = 64
+# The program itself, with the vocabulary and its threads: 60 to 90 MB measured on Linux.
+PROCESS_BYTES: Final = 96 * MIB
+# A guess from users' reports: the CUDA context and its workspaces, which no log line shows.
+DEVICE_CONTEXT_BYTES: Final = 512 * MIB
+_FLOAT_BYTES: Final = 4
+_MASK_BYTES: Final = 2
+# ggml's graph allocator keeps about so many activations of the embedding's length at once, besides the feed-forward's three.
+_WIDE_ACTIVATIONS: Final = 4
+_FEED_FORWARD_ACTIVATIONS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One place for a model: a device, several together (`CUDA0,CUDA1`), or the machine's memory (`device` is None)."""
+
+    device: str | None
+    total_bytes: int
+    free_bytes: int
+
+    def capped(self, cap_bytes: int | None) -> Room:
+        """The same with no more than the user allows."""
+        if cap_bytes is None:
+            return self
+        return Room(self.device, min(self.total_bytes, cap_bytes), min(self.free_bytes, cap_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a model takes with `slots` contexts of `context_tokens` each. All in bytes."""
+
+    weights: int
+    contexts: int
+    buffers: int
+    context_tokens: int
+    slots: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.contexts + self.buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The answer: where, with what, and whether it fits there. `sentence` carries the whole arithmetic."""
+
+    room: Room
+    need: Need
+    fits: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asked for; None: what fits. `projector_bytes` come on top of the weights."""
+
+    context_tokens: int | None = None
+    slots: int | None = None
+    projector_bytes: int = 0
+
+
+def buffer_bytes(facts: ModelFacts, context_tokens: int, slots: int, *, ubatch_tokens: int, on_device: bool) -> int:
+    """What llama.cpp allocates besides weights and contexts, with flash attention.
+
+    The activations of one batch, the attention mask of one request's context, and one row of logits a slot.
+    """
+    experts = facts.expert_used_count
+    hidden = max(facts.feed_forward_length, experts * facts.expert_feed_forward_length)
+    wide = (_WIDE_ACTIVATIONS + experts) * facts.embedding_length
+    activations = (wide + _FEED_FORWARD_ACTIVATIONS * hidden) * ubatch_tokens * _FLOAT_BYTES
+    mask = context_tokens * ubatch_tokens * _MASK_BYTES
+    logits = slots * facts.vocabulary.size * _FLOAT_BYTES
+    return activations + mask + logits + PROCESS_BYTES + (DEVICE_CONTEXT_BYTES if on_device else 0)
+
+
+def need_of(facts: ModelFacts, wanted: Wanted, context_tokens: int, slots: int, *, on_device: bool) -> Need:
+    """What the model takes. Each slot's context is allocated whole, in f16 for keys and values alike."""
+    # An embedding is computed in one batch, so that the batch is as long as the context.
+    ubatch = context_tokens if embeds(facts) else min(DEFAULT_UBATCH_TOKENS, context_tokens)
+    return Need(
+        weights=facts.weight_bytes + wanted.projector_bytes,
+        contexts=facts.kv_bytes(context_tokens) * slots,
+        buffers=buffer_bytes(facts, context_tokens, slots, ubatch_tokens=ubatch, on_device=on_device),
+        context_tokens=context_tokens,
+        slots=slots,
+    )
+
+
+_EMBEDDING_ARCHITECTURES: Final = ("bert", "gemma-embedding", "t5encoder")
+_POOLING_RANK: Final = 4  # llama.h, enum llama_pooling_type: 0 none, 1 mean, 2 cls, 3 last, 4 rank
+
+
+def embeds(facts: ModelFacts) -> bool:
+    """Whether the model makes embeddings instead of text: by its architecture, or its header names a pooling."""
+    named = facts.architecture.endswith(_EMBEDDING_ARCHITECTURES) or "-bert" in facts.architecture
+    return named or 0 < facts.pooling_type < _POOLING_RANK
+
+
+def fit_model(name: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room]) -> Fit:
+    """The first room in which the model fits, with the best context and number of requests there.
+
+    An explicit context or number of slots is never lowered. None fits: the answer is for the room with most free memory.
+
+    Args:
+        rooms: at least one, the preferred first.
+    """
+    for room in rooms:
+        chosen = _choose(facts, wanted, room)
+        if chosen is not None:
+            return Fit(room, chosen, True, _sentence(name, chosen, room))
+    room = max(rooms, key=lambda one: one.free_bytes)
+    smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
+    need = need_of(facts, wanted, *smallest, on_device=room.device is not None)
+    return Fit(room, need, False, _sentence(name, need, room))
+
+
+def _choose(facts: ModelFacts, wanted: Wanted, room: Room) -> Need | None:
+    """Two requests at once in a workable context are preferred, within half of what the weights leave free: other models and
+    the machine's own work want some. When that cannot be: the longest context in which one request fits."""
+
+    def need(context: int, slots: int) -> Need:
+        return need_of(facts, wanted, context, slots, on_device=room.device is not None)
+
+    contexts, slot_counts = list(_contexts(facts, wanted)), _slot_counts(wanted)
+    workable = min(WORKABLE_CONTEXT_TOKENS, contexts[0])
+    for context in contexts:
+        for slots in slot_counts:
+            one = need(context, slots)
+            half = one.weights + max(room.free_bytes - one.weights, 0) // 2
+            if context >= workable and slots >= min(2, slot_counts[0]) and one.total <= half:
+                return one
+    for context in contexts:
+        one = need(context, slot_counts[-1])
+        if one.total <= room.free_bytes:
+            return one
+    return None
+
+
+def _contexts(facts: ModelFacts, wanted: Wanted) -> Iterator[int]:
+    """The contexts to try, longest first: what was asked for, else what the model was trained for and its halves."""
+    if wanted.context_tokens is not None:
+        yield wanted.context_tokens
+        return
+    context = min(facts.context_length or UNKNOWN_CONTEXT_TOKENS, MAX_CONTEXT_TOKENS)
+    yield context
+    while context // 2 >= MIN_CONTEXT_TOKENS:
+        context //= 2
+        yield context
+
+
+def _slot_counts(wanted: Wanted) -> Sequence[int]:
+    return (wanted.slots,) if wanted.slots is not None else range(MAX_SLOTS, 0, -1)
+
+
+def _sentence(name: str, need: Need, room: Room) -> str:
+    requests = f"{need.context_tokens:,} tokens" + (f" x {need.slots} slots" if need.slots > 1 else "")
+    place = f" on {room.device}" if room.device is not None else ""
+    return (
+        f"{name} needs {size(need.total)}: weights {size(need.weights)} + context {size(need.contexts)} ({requests}) "
+        f"+ buffers {size(need.buffers)}; {size(room.free_bytes)} are free of {size(room.total_bytes)}{place}"
+    )
+
+
+def size(count_bytes: int) -> str:
+    """A size in GB, or MB when it is small."""
+    return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 100_000_000 else f"{max(count_bytes, 0) / 1e6:.1f} MB"
