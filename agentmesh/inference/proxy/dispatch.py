@@ -1,0 +1,229 @@
+"""Gives requests their places at targets, in order of arrival, and takes the places back.
+
+State: what is known of each target (`Place`), and the queues. Owner: the event loop; docs/routing.md names every event.
+Decisions are logic/route.py's and logic/auto.py's. Nothing here waits for a peer or does I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from agentmesh.inference.logic.auto import is_auto, suitable, tokens_estimate
+from agentmesh.inference.logic.breaker import Phase
+from agentmesh.inference.logic.route import Choice, Place, Verdict, choose
+from agentmesh.inference.logic.route_limits import BUSY_DEFAULT_S, BUSY_MAX_S, MAX_WAIT_S
+from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
+from agentmesh.inference.proxy.directory import Directory
+from agentmesh.inference.proxy.lease import HeldLease, Waiter
+from agentmesh.inference.proxy.metrics import Gauges, Metrics
+from agentmesh.inference.proxy.ports import Outcome, TargetKey, Wanted
+from agentmesh.inference.proxy.queues import CallLater, Queues
+from agentmesh.inference.proxy.refusals import (
+    busy_here,
+    nobody_can,
+    not_served_here,
+    queue_full,
+    unknown_model,
+    unsuitable,
+    waited_too_long,
+)
+
+_REACHED_FAILURES = frozenset({Outcome.FAILED, Outcome.BROKEN})
+
+
+class Dispatcher:
+    """Implements ports.Dispatch.
+
+    Args:
+        now_s: a monotonic clock, the loop's.
+        call_later: the loop's; runs while somebody waits.
+    """
+
+    def __init__(
+        self, directory: Directory, metrics: Metrics, now_s: Callable[[], float], call_later: CallLater
+    ) -> None:
+        self._directory = directory
+        self._metrics = metrics
+        self._now_s = now_s
+        self._places: dict[TargetKey, Place] = {}
+        self._seen: dict[TargetKey, tuple[bool, EngineAddress | None]] = {}
+        self._mean_s: dict[str, float] = {}  # of whole requests, by model
+        self._queues = Queues(self._retry, now_s, call_later)
+        directory.on_change(self._directory_changed)
+        metrics.watch(self._gauges)
+
+    # ------------------------------------------------------------------ ports.Dispatch
+
+    def try_acquire(self, wanted: Wanted, avoid: frozenset[TargetKey] = frozenset()) -> HeldLease | None:
+        """See ports.Dispatch. Nobody overtakes a queue: while others wait for the model, this one would have to, too."""
+        ids = self._ids(wanted)
+        choice = self._choose(ids, wanted, avoid)
+        queue = _queue_of(wanted, ids)
+        if choice.target is not None and not self._queues.length(queue):
+            return self._begin(choice.target)
+        if wanted.local_only:
+            raise busy_here(wanted.model)
+        if self._queues.is_full(queue):
+            slots = sum(target.model.slots for target in self._directory.targets(ids[0]) if target.model.ready)
+            raise queue_full(wanted.model, self._queues.length(queue), self._mean_s.get(ids[0], 1.0), max(1, slots))
+        return None
+
+    async def acquire(self, wanted: Wanted, avoid: frozenset[TargetKey] = frozenset()) -> HeldLease:
+        """See ports.Dispatch."""
+        lease = self.try_acquire(wanted, avoid)
+        if lease is not None:
+            return lease
+        self._metrics.routed("queued")
+        queue = _queue_of(wanted, self._ids(wanted))
+        waiter = self._queues.join(queue, wanted, avoid, self._now_s() + MAX_WAIT_S)
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            # The place may have been given in the same turn of the loop in which the client left.
+            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                waiter.future.result().release(Outcome.CANCELLED)
+            raise
+        finally:
+            self._queues.leave(waiter)
+
+    def models(self) -> Sequence[tuple[ServedModel, Sequence[bytes]]]:
+        """See ports.Dispatch."""
+        return self._directory.models()
+
+    # ------------------------------------------------------------------ deciding
+
+    def _ids(self, wanted: Wanted) -> tuple[str, ...]:
+        """The models that will do, best first. Raises: Refused."""
+        ids = self._directory.resolve(wanted.model)
+        if wanted.local_only:
+            ids = tuple(id_ for id_ in ids if self._directory.target((self._directory.me, id_)) is not None)
+            if not ids:
+                raise not_served_here(wanted.model)
+        if ids:
+            return ids
+        described = [model for model, _ in self._directory.models()]
+        if not is_auto(wanted.model) or not described:
+            raise unknown_model(wanted.model, described)
+        ids = suitable(described, wanted.path, wanted.needs, wanted.body_bytes)
+        if not ids:
+            raise unsuitable(wanted, described)
+        return ids
+
+    def _choose(self, ids: Sequence[str], wanted: Wanted, avoid: frozenset[TargetKey]) -> Choice:
+        """A target with room, or the news that all who can are full. Raises: Refused if nobody can answer now."""
+        now_s, out = self._now_s(), self._directory.out()
+        tokens = tokens_estimate(wanted.body_bytes, wanted.needs)
+        only_first = not is_auto(wanted.model)
+        first: Choice | None = None
+        nobody: Choice | None = None
+        for model_id in ids:
+            choice = choose(
+                self._directory.targets(model_id),
+                self._places,
+                now_s=now_s,
+                out=out,
+                avoid=avoid,
+                own_only=wanted.local_only,
+                tokens=tokens,
+            )
+            if choice.verdict is Verdict.NOBODY:
+                nobody = nobody or choice
+                continue
+            if choice.target is not None and (only_first or choice.load < 1):
+                return choice
+            if first is None or (first.target is None and choice.target is not None):
+                first = choice
+            if only_first:
+                break
+        if first is None:
+            raise nobody_can(wanted.model, nobody or Choice(), now_s)
+        return first
+
+    def _begin(self, target: Target) -> HeldLease:
+        place = self._places.get(target.key)
+        if place is None:
+            place = self._places[target.key] = Place()
+            self._seen[target.key] = (target.model.ready, target.engine)
+        now_s = self._now_s()
+        place.in_flight += 1
+        self._metrics.routed("peer" if target.engine is None else "local")
+        return HeldLease(target, place.breaker.begin(now_s), now_s, self._reached, self._released)
+
+    # ------------------------------------------------------------------ what leases tell
+
+    def _reached(self, lease: HeldLease) -> None:
+        if (place := self._places.get(lease.target.key)) is not None:
+            place.breaker.reached(lease.ticket, self._now_s())
+
+    def _released(self, lease: HeldLease, outcome: Outcome, retry_after_s: float | None) -> None:
+        key, now_s = lease.target.key, self._now_s()
+        place = self._places[key]
+        place.in_flight -= 1
+        breaker = place.breaker
+        if outcome is Outcome.ANSWERED:
+            breaker.succeeded(lease.ticket)
+            self._took(key[1], now_s - lease.began_s)
+        elif outcome is Outcome.BUSY:
+            breaker.reached(lease.ticket, now_s)
+            breaker.undecided(lease.ticket)
+            place.busy_until_s = now_s + min(retry_after_s or BUSY_DEFAULT_S, BUSY_MAX_S)
+        elif outcome is Outcome.CANCELLED:
+            breaker.undecided(lease.ticket)
+        else:
+            breaker.failed(lease.ticket, now_s, reached=outcome in _REACHED_FAILURES)
+        self._drop_unused(key)
+        self._queues.serve(key[1])
+
+    def _took(self, model_id: str, seconds: float) -> None:
+        if not self._directory.targets(model_id):
+            return
+        before = self._mean_s.get(model_id, seconds)
+        self._mean_s[model_id] = before + (seconds - before) / 8
+
+    # ------------------------------------------------------------------ changes around
+
+    def _directory_changed(self) -> None:
+        for key in list(self._places):
+            target = self._directory.target(key)
+            if target is None:
+                self._drop_unused(key)
+                continue
+            before, self._seen[key] = self._seen[key], (target.model.ready, target.engine)
+            if (target.model.ready and not before[0]) or target.engine != before[1]:
+                # It was started anew: what its predecessor did says nothing.
+                self._places[key] = Place(in_flight=self._places[key].in_flight)
+        for model_id in [id_ for id_ in self._mean_s if not self._directory.targets(id_)]:
+            del self._mean_s[model_id]
+        self._queues.serve_all()
+
+    def _drop_unused(self, key: TargetKey) -> None:
+        """Forget a target that is gone, once nothing runs there."""
+        if not self._places[key].in_flight and self._directory.target(key) is None:
+            del self._places[key], self._seen[key]
+
+    def _retry(self, waiter: Waiter) -> HeldLease | None:
+        """A place for one that waits, if there is one now. Raises: Refused if it should not wait on."""
+        ids = self._ids(waiter.wanted)
+        choice = self._choose(ids, waiter.wanted, waiter.avoid)
+        if choice.target is not None:
+            return self._begin(choice.target)
+        if self._now_s() >= waiter.deadline_s:
+            raise waited_too_long(waiter.wanted.model, MAX_WAIT_S)
+        return None
+
+    def _gauges(self) -> Gauges:
+        now_s = self._now_s()
+        breakers = {phase.value: 0 for phase in Phase}
+        for place in self._places.values():
+            breakers[place.breaker.phase(now_s).value] += 1
+        ready = {
+            model.id: sum(target.model.ready for target in self._directory.targets(model.id))
+            for model, _ in self._directory.models()
+        }
+        return Gauges(waiting=self._queues.lengths(), breakers=breakers, ready_targets=ready)
+
+
+def _queue_of(wanted: Wanted, ids: Sequence[str]) -> str:
+    """A model's queue, or the one of all who leave the choice to the mesh."""
+    return wanted.model.lower() if is_auto(wanted.model) else ids[0]
