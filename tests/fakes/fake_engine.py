@@ -6,7 +6,7 @@ What it answers is `alpha0 alpha1 alpha2 …` (see fake_engine_answers.py); a la
 beyond llama-server's own are listed by --help under "fake engine"; `$FAKE_ENGINE` holds more of them. In tests:
 
     engine = write_fake_engine(folder, "--ready-after", "0.5")     # an executable `llama-server`, e.g. for --bin-dir
-    command = fake_command("--word", "beta")                       # for an Engine's command
+    engine = fake_engine("--word", "beta")                         # a probed Engine
 
 Unknown options end it with an error, as with the real server. Standard library only.
 """
@@ -17,12 +17,17 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentmesh.inference.engine.engine import Device, Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # run as a script
@@ -117,6 +122,26 @@ def write_fake_engine(folder: Path, *options: str, name: str = "llama-server") -
     path.write_text(f'#!/bin/sh\nexec {shlex.join(fake_command(*options))} "$@"\n')
     path.chmod(0o755)
     return path
+
+
+def fake_engine(*options: str, unix_sockets: bool = True, devices: Sequence[Device] = ()) -> Engine:
+    """This program as a probed engine."""
+    from agentmesh.inference.engine.engine import Engine
+
+    flags = re.findall(r"(?:^|, +)(--?[a-z][a-z-]*)", HELP, re.MULTILINE)
+    return Engine(
+        command=fake_command(*options),
+        rpc_server=None,
+        gguf_split=None,
+        imatrix=None,
+        flavor="cpu",
+        origin="--bin-dir",
+        build=1,
+        commit="0c1e570",
+        flags=frozenset(flags),
+        devices=tuple(devices),
+        unix_sockets=unix_sockets,
+    )
 
 
 def parser() -> argparse.ArgumentParser:

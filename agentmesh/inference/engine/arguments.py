@@ -165,4 +165,7 @@ def _needed(flags: frozenset[str], names: Sequence[str], *value: str) -> list[st
 
 
 def _optional(flags: frozenset[str], names: Sequence[str], *value: str) -> list[str]:
-    return next(([name, *value] for name in names if name in flags), [])
+    for name in names:
+        if name in flags:
+            return [name, *value]
+    return []

@@ -216,6 +216,7 @@ class Guard:
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.umask(0o077)  # its socket is its user's
             os.chdir(self._folder)
             os.execvp(self._command[0], self._command)  # noqa: S606 - no shell is what we want
         except OSError as error:

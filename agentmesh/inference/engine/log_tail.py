@@ -12,15 +12,17 @@ TAIL_BYTES: Final = 64 * KIB
 MAX_LINE_CHARS: Final = 500
 
 
-def last_lines(path: Path, count: int, *, since_bytes: int = 0) -> list[str]:
-    """At most `count` lines from the end of the log, oldest first, each at most 500 characters; the older file helps out.
+def last_lines(path: Path, count: int, *, since_bytes: int | None = None) -> list[str]:
+    """At most `count` lines from the end of the log, oldest first, each at most 500 characters.
 
-    `since_bytes`: where in the newer file this engine's part begins; the older one is not looked at if it is not 0 and still ahead.
+    `since_bytes`: where in the newer file they may begin; without it, or when that file has been changed for a new one since, the
+    older file helps out.
     """
-    text, whole = _tail(path, since_bytes)
-    lines = text.splitlines()
-    if len(lines) < count and not whole:
-        lines = _tail(path.with_name(path.name + ".1"), 0)[0].splitlines() + lines
+    size = log_size(path)
+    is_same = since_bytes is not None and since_bytes <= size
+    lines = _tail(path, since_bytes if is_same and since_bytes is not None else 0).splitlines()
+    if len(lines) < count and not is_same and size <= TAIL_BYTES:
+        lines = _tail(path.with_name(path.name + ".1"), 0).splitlines() + lines
     return [_printable(line) for line in lines if line.strip()][-count:]
 
 
@@ -32,16 +34,15 @@ def log_size(path: Path) -> int:
         return 0
 
 
-def _tail(path: Path, since_bytes: int) -> tuple[str, bool]:
-    """The end of one file, and whether it begins where it was asked to."""
+def _tail(path: Path, begin: int) -> str:
+    """The end of one file, from `begin` on."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            begin = since_bytes if 0 < since_bytes <= size else 0
             file.seek(max(begin, size - TAIL_BYTES))
-            return file.read(TAIL_BYTES).decode("utf-8", "replace"), begin > 0 or size > TAIL_BYTES
+            return file.read(TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
-        return "", False
+        return ""
 
 
 def _printable(line: str) -> str:
