@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -26,7 +26,7 @@ from agentmesh.inference.logic.reference import CatalogName, HubFile, HubRepo, R
 from agentmesh.inference.models.cache import HubCache
 from agentmesh.inference.models.catalog import look_up
 from agentmesh.inference.models.errors import HubNotFound, NoSpace
-from agentmesh.inference.models.hub import Hub, RepoListing
+from agentmesh.inference.models.hub import RepoListing
 from agentmesh.inference.models.source import FileSource, Pause, WantedFile
 from agentmesh.inference.models.transfer import Progress, fetch
 
@@ -63,7 +63,15 @@ class Downloaded(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def plan(reference: Reference, hub: Hub) -> DownloadPlan:
+class Listings(Protocol):
+    """Whoever can tell what a repository holds: the hub, or members of the mesh in its absence."""
+
+    def listing(self, repo: str, revision: str = ...) -> RepoListing:
+        """The files of a repository. Raises: HubNotFound, HubError and its kin."""
+        ...
+
+
+def plan(reference: Reference, hub: Listings) -> DownloadPlan:
     """What downloading `reference` would fetch.
 
     Raises:

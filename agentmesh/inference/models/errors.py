@@ -46,6 +46,10 @@ class HubNotFound(NotFound):
     """The model hub has no such model."""
 
 
+class NoPeerHas(NotFound):
+    """No member of the mesh gives this file."""
+
+
 class WrongContent(HubError):
     """What was downloaded is not what the hub promised; it was thrown away."""
 

@@ -141,6 +141,10 @@ class Hub:
         with self._request(address, {}, headers, file.repo) as response:
             yield _HubBody(response, _start(response, offset, file))
 
+    def distrust(self, file: WantedFile) -> bool:
+        """See FileSource. There is one hub."""
+        return False
+
     def _json(self, address: str, parameters: Mapping[str, str], shape: type[T], what: str) -> T:
         backoff = Backoff(self._pause)
         while True:

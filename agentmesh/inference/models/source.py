@@ -68,6 +68,10 @@ class FileSource(Protocol):
         """
         ...
 
+    def distrust(self, file: WantedFile) -> bool:
+        """Be told that what was given for `file` is something else. True if this source can give it from elsewhere."""
+        ...
+
 
 class Backoff:
     """Waits longer after each failure in a row, as long as a server asks for, and gives up in the end."""

@@ -131,7 +131,10 @@ def _from_any(
 
 
 def _from_source(file: WantedFile, source: FileSource, partial: _Partial, progress: Progress, pause: Pause) -> None:
-    """Fetch until the hash is right. What an earlier process left may be wrong: then once more from the start."""
+    """Fetch until the hash is right. What was there before may be wrong: then once more from the start.
+
+    A source of many hands is asked again as long as it has others.
+    """
     inherited = partial.size
     while True:
         try:
@@ -143,7 +146,7 @@ def _from_source(file: WantedFile, source: FileSource, partial: _Partial, progre
             )
         except WrongContent:
             partial.clear()
-            if not inherited:
+            if not inherited and not source.distrust(file):
                 raise
             inherited = 0
 
