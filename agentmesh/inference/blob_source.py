@@ -240,11 +240,11 @@ class _Fetch:
         except (PeerError, TimeoutError) as error:
             return offset, str(error) or "it does not answer"
         while offset < self._size:
-            piece = bytearray()
-            why = await self._gather(piece, min(PIECE_BYTES, self._size - offset))
-            if piece:
-                await body.put(bytes(piece))
-                offset += len(piece)
+            pieces: list[bytes] = []
+            why = await self._gather(pieces, min(PIECE_BYTES, self._size - offset))
+            if pieces:
+                await body.put(pieces)
+                offset += sum(map(len, pieces))
             if why and offset < self._size:
                 return offset, why
         await self._finish()
@@ -256,17 +256,18 @@ class _Fetch:
             answer = await read_frame(self._stream, answer_decoder, MAX_BLOB_ANSWER_BYTES)
         return answer is not None and answer.status is Status.HAVE and answer.size == self._size
 
-    async def _gather(self, piece: bytearray, wanted: int) -> str:
-        """Fill a piece; a reason if the peer is to be left, with what came before."""
+    async def _gather(self, pieces: list[bytes], missing: int) -> str:
+        """Collect what is worth waking a thread for; a reason if the peer is to be left, with what came before."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
-            while len(piece) < wanted:
+            while missing:
                 async with asyncio.timeout(self._limits.stall_s):
-                    data = await self._stream.read(wanted - len(piece))
+                    data = await self._stream.read(missing)
                 if not data:
                     return "it ended before the file's end"
-                piece += data
+                pieces.append(data)
+                missing -= len(data)
                 now_s = loop.time()
                 if self._is_slow(len(data), now_s - began_s):
                     return _SLOW
@@ -302,10 +303,10 @@ class _PeerBody:
         self.start = start
         self.task: Future[None] | None = None
         self._loop = loop
-        self._items: queue.SimpleQueue[bytes | AgentMeshError | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[list[bytes] | AgentMeshError | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(QUEUED_PIECES)
 
-    async def put(self, item: bytes | None) -> None:
+    async def put(self, item: list[bytes] | None) -> None:
         """On the loop: hand over, waiting while the thread does not keep up."""
         await self._room.acquire()
         self._items.put(item)
@@ -329,4 +330,4 @@ class _PeerBody:
                 raise item
             with contextlib.suppress(RuntimeError):  # the loop has closed: the error comes next
                 self._loop.call_soon_threadsafe(self._room.release)
-            yield item
+            yield from item

@@ -114,9 +114,9 @@ class BlobService:
             while block := await blocks.next():
                 if not unchanged(descriptor, file):
                     raise StreamClosed(f"{file.path} changed while it was given to a peer.")
-                for start in range(0, len(block), WRITE_PIECE_BYTES):
-                    await self._write(stream, block[start : start + WRITE_PIECE_BYTES])
-                self.sent_bytes += len(block)
+                for piece in block:
+                    await self._write(stream, piece)
+                    self.sent_bytes += len(piece)
             if not blocks.at_end:
                 raise StreamClosed(f"{file.path} was cut short while it was given to a peer.")
             await stream.end()
@@ -144,23 +144,32 @@ class _Blocks:
         """Whether all blocks were given."""
         return self._at >= self._size
 
-    def _read(self) -> Future[bytes]:
-        length = max(0, min(READ_BLOCK_BYTES, self._size - self._at))
-        return self._threads.submit(os.pread, self._descriptor, length, self._at)
+    def _read(self) -> Future[list[bytes]]:
+        return self._threads.submit(_pieces, self._descriptor, self._at, self._size)
 
-    async def next(self) -> bytes:
-        """The next block, or nothing at the end. Raises: StreamClosed: the disk does not give it."""
+    async def next(self) -> list[bytes]:
+        """The next block in pieces, or nothing at the end. Raises: StreamClosed: the disk does not give it."""
         try:
             block = await asyncio.wrap_future(self._reading)
         except OSError as error:
             raise StreamClosed(f"A model file could not be read: {error.strerror}.") from error
-        self._at += len(block)
+        self._at += sum(map(len, block))
         self._reading = self._read()
         return block
 
     def close(self) -> None:
         """Close the file once nobody reads it."""
         self._reading.add_done_callback(lambda _: os.close(self._descriptor))
+
+
+def _pieces(descriptor: int, start: int, size: int) -> list[bytes]:
+    """In a thread: one block, each piece read on its own so that none is copied again."""
+    pieces: list[bytes] = []
+    end = min(start + READ_BLOCK_BYTES, size)
+    while start < end and (piece := os.pread(descriptor, min(WRITE_PIECE_BYTES, end - start), start)):
+        pieces.append(piece)
+        start += len(piece)
+    return pieces
 
 
 async def read_frame(stream: Stream, decoder: msgspec.msgpack.Decoder[T], limit: int) -> T | None:
