@@ -1,0 +1,99 @@
+"""What the pieces of the data path share, and the two seams between them: an upstream that answers, a sink that takes the answer.
+
+Owns the set of exchanges in progress, so that one sweep looks at all their deadlines (a timer for each would cost as much
+as relaying a chunk). See docs/proxy.md for the states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.proxy.body import BodyBudget
+from agentmesh.inference.proxy.dialects import Answer
+from agentmesh.inference.proxy.metrics import Metrics
+from agentmesh.inference.proxy.ports import Dispatch
+from agentmesh.inference.proxy.settings import ApiSettings
+from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.transport import Stream
+
+if TYPE_CHECKING:
+    from agentmesh.inference.proxy.engine_pool import EnginePools
+    from agentmesh.inference.proxy.exchange import Exchange
+
+OpenPeer = Callable[[bytes, StreamKind], Awaitable[Stream]]
+"""A fresh stream to a node, its header sent. Raises: AgentMeshError."""
+
+
+class OwnAnswers(Protocol):
+    """What is answered here without a model: answers.LocalAnswers."""
+
+    def answer(
+        self, method: str, path: str, query: str = "", accept: str = "", *, anthropic: bool = False
+    ) -> Answer | None: ...
+
+
+class Sink(Protocol):
+    """Where an answer goes: a client's connection, or a peer's stream. Called by one exchange, never after `finished`."""
+
+    minor: int  # of the HTTP version that it understands
+
+    def begin(self, status: int, fields: bytes, length: int | None, chunked: bool, body: bytes) -> None:
+        """The head, and what there is of the body, framed."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """More of the body, framed. The sink calls `sink_paused` and `sink_resumed` of the exchange."""
+        ...
+
+    def finished(self, keep: bool) -> None:
+        """The answer is whole. `keep`: the connection can go on."""
+        ...
+
+    def answer(self, answer: Answer) -> None:
+        """A whole answer made here; nothing was begun."""
+        ...
+
+    def broken(self) -> None:
+        """The answer ends in the middle: the connection must show it."""
+        ...
+
+
+class Upstream(Protocol):
+    """A request under way at one target. It tells its exchange `upstream_data` and, once at the end, `upstream_lost`."""
+
+    reused: bool  # its connection had carried another request before
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+    def release(self, reusable: bool) -> None:
+        """The answer was whole; `reusable`: nothing came behind it."""
+        ...
+
+    def abort(self) -> None:
+        """Give up; the target is to stop working at once. Nothing is told afterwards."""
+        ...
+
+
+@dataclass(slots=True)
+class Parts:
+    """See the module."""
+
+    dispatch: Dispatch
+    own: OwnAnswers
+    settings: ApiSettings
+    open_peer: OpenPeer
+    metrics: Metrics
+    budget: BodyBudget
+    tasks: TaskSet
+    engines: EnginePools = field(init=False)
+    exchanges: set[Exchange] = field(default_factory=set["Exchange"])
+    draining: bool = False
+
+    def now(self) -> float:
+        """The loop's clock, in seconds."""
+        return asyncio.get_running_loop().time()
