@@ -13,12 +13,14 @@ from agentmesh.core.units import KIB, MIB
 from agentmesh.inference.logic.gguf_facts import ModelFacts
 from agentmesh.inference.logic.kv_cache import DEFAULT_UBATCH_TOKENS
 
+NO_DEVICE: Final = "none"  # what --device calls the CPU
 MAX_SLOTS: Final = 4  # llama-server's own default; more requests at once cost each of them speed
 MIN_CONTEXT_TOKENS: Final = 4 * KIB  # chosen automatically; an agent's system prompt alone may have more
 WORKABLE_CONTEXT_TOKENS: Final = 32 * KIB  # from here on a second request at once is worth more than a longer context
 UNKNOWN_CONTEXT_TOKENS: Final = 4 * KIB  # of a model whose header names none
 MAX_CONTEXT_TOKENS: Final = 1 << 28
 MAX_WANTED_SLOTS: Final = 64
+MAX_EMBEDDING_BATCH_TOKENS: Final = 8 * KIB  # what the longest embedding models in use take as a whole
 # The program itself, with the vocabulary and its threads: 60 to 90 MB measured on Linux.
 PROCESS_BYTES: Final = 96 * MIB
 # A guess from users' reports: the CUDA context and its workspaces, which no log line shows.
@@ -32,17 +34,16 @@ _FEED_FORWARD_ACTIVATIONS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """One place for a model: a device, several together (`CUDA0,CUDA1`), or the machine's memory (`device` is None)."""
+    """One place for a model: a device, several together (`CUDA0,CUDA1`), or the machine's memory (`device` is None, or "none"
+    where the engine has devices that are not to be used)."""
 
     device: str | None
     total_bytes: int
     free_bytes: int
 
-    def capped(self, cap_bytes: int | None) -> Room:
-        """The same with no more than the user allows."""
-        if cap_bytes is None:
-            return self
-        return Room(self.device, min(self.total_bytes, cap_bytes), min(self.free_bytes, cap_bytes))
+    @property
+    def on_device(self) -> bool:
+        return self.device not in (None, NO_DEVICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,14 @@ def buffer_bytes(facts: ModelFacts, context_tokens: int, slots: int, *, ubatch_t
     return activations + mask + logits + PROCESS_BYTES + (DEVICE_CONTEXT_BYTES if on_device else 0)
 
 
+def batch_tokens(facts: ModelFacts, context_tokens: int) -> int:
+    """How many tokens are computed at once. A text to embed must fit into one batch."""
+    return min(MAX_EMBEDDING_BATCH_TOKENS if embeds(facts) else DEFAULT_UBATCH_TOKENS, context_tokens)
+
+
 def need_of(facts: ModelFacts, wanted: Wanted, context_tokens: int, slots: int, *, on_device: bool) -> Need:
     """What the model takes. Each slot's context is allocated whole, in f16 for keys and values alike."""
-    # An embedding is computed in one batch, so that the batch is as long as the context.
-    ubatch = context_tokens if embeds(facts) else min(DEFAULT_UBATCH_TOKENS, context_tokens)
+    ubatch = batch_tokens(facts, context_tokens)
     return Need(
         weights=facts.weight_bytes + wanted.projector_bytes,
         contexts=facts.kv_bytes(context_tokens) * slots,
@@ -130,7 +135,7 @@ def fit_model(name: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room
             return Fit(room, chosen, True, _sentence(name, chosen, room))
     room = max(rooms, key=lambda one: one.free_bytes)
     smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
-    need = need_of(facts, wanted, *smallest, on_device=room.device is not None)
+    need = need_of(facts, wanted, *smallest, on_device=room.on_device)
     return Fit(room, need, False, _sentence(name, need, room))
 
 
@@ -139,7 +144,7 @@ def _choose(facts: ModelFacts, wanted: Wanted, room: Room) -> Need | None:
     the machine's own work want some. When that cannot be: the longest context in which one request fits."""
 
     def need(context: int, slots: int) -> Need:
-        return need_of(facts, wanted, context, slots, on_device=room.device is not None)
+        return need_of(facts, wanted, context, slots, on_device=room.on_device)
 
     contexts, slot_counts = list(_contexts(facts, wanted)), _slot_counts(wanted)
     workable = min(WORKABLE_CONTEXT_TOKENS, contexts[0])
@@ -174,7 +179,7 @@ def _slot_counts(wanted: Wanted) -> Sequence[int]:
 
 def _sentence(name: str, need: Need, room: Room) -> str:
     requests = f"{need.context_tokens:,} tokens" + (f" x {need.slots} slots" if need.slots > 1 else "")
-    place = f" on {room.device}" if room.device is not None else ""
+    place = f" on {room.device}" if room.on_device else ""
     return (
         f"{name} needs {size(need.total)}: weights {size(need.weights)} + context {size(need.contexts)} ({requests}) "
         f"+ buffers {size(need.buffers)}; {size(room.free_bytes)} are free of {size(room.total_bytes)}{place}"

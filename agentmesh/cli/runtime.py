@@ -1,0 +1,287 @@
+"""Commands about the models that this home's node serves: load, unload, drop; and how `status` shows them.
+
+Owns the words. The node does the work; a `load` that is broken off here goes on there.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import quote
+
+import click
+
+from agentmesh.cli.node import parse_gigabytes
+from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.control.client import NodeClient
+from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
+from agentmesh.core.paths import Home
+
+POLL_S: Final = 0.25  # the first second; a small model is ready by then
+SLOW_POLL_S: Final = 1.0
+ADMIT_TIMEOUT_S: Final = 180.0  # the hub is asked, the file's header read, devices listed: each has its own bound
+UNLOAD_TIMEOUT_S: Final = 60.0  # an engine gets its grace, then is killed
+ENDED: Final = ("ready", "failed")
+LOCAL_PREFIXES: Final = ("./", "../", "~")
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--ctx-size", type=click.IntRange(min=1), metavar="TOKENS", help="Context of each request. [what fits]")
+@click.option(
+    "--slots", type=click.IntRange(1, 64), metavar="N", help="Requests that run at once. [what fits, up to 4]"
+)
+@click.option("--max-vram", metavar="GB", help="Memory that all models together may use, in GB. [what is free]")
+@click.option("--device", metavar="NAME", help="Run it on this device, or 'none' for the CPU. [the best one]")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the node has taken it on.")
+@_json
+def load(
+    model: str,
+    ctx_size: int | None,
+    slots: int | None,
+    max_vram: str | None,
+    device: str | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Serve a model on this home's node, downloading it if need be.
+
+    MODEL is a catalog name, org/repo/file.gguf, org/repo[:QUANT], a Hugging Face URL, or a path. The node serves it again after a
+    restart, until 'agentmesh drop'. Interrupting this command leaves the load going.
+
+    \b
+    Examples:
+      agentmesh load 7b                                          a model of the catalog
+      agentmesh load bartowski/Qwen2.5-3B-Instruct-GGUF:Q8_0     of Hugging Face
+      agentmesh load ./models/mine.gguf --ctx-size 65536         a file
+    """
+    name, is_path = _as_reference(model)
+    body = {
+        "model": name,
+        "is_path": is_path,
+        "ctx_size": ctx_size,
+        "max_vram": parse_gigabytes(max_vram) if max_vram is not None else None,
+        "device": device,
+        "slots": slots,
+    }
+    client = _client()
+    status = client.request("POST", "/api/runtime/models", json=body, timeout_s=ADMIT_TIMEOUT_S)
+    if not no_wait:
+        try:
+            status = follow(client, status)
+        except KeyboardInterrupt:
+            note(f"the node goes on loading {status['id']}; agentmesh status shows it, agentmesh unload ends it")
+            raise
+    if as_json:
+        emit_json(status)
+    elif status["state"] == "ready":
+        click.echo(safe_line(status["id"]))
+        _show_hints(client, str(status["id"]))
+    else:
+        note(f"{status['id']}: {status['state']}")
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@_json
+def unload(name: str, as_json: bool) -> None:
+    """End a model and free its memory. It is served again after a restart of the node; see 'agentmesh drop'.
+
+    \b
+    Example:
+      agentmesh unload 7b
+    """
+    _end(name, forget=False, as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@_json
+def drop(name: str, as_json: bool) -> None:
+    """End a model and forget it: the next start does not serve it. Its files stay; see 'agentmesh models delete'.
+
+    \b
+    Example:
+      agentmesh drop 7b
+    """
+    _end(name, forget=True, as_json=as_json)
+
+
+def _end(name: str, *, forget: bool, as_json: bool) -> None:
+    path = f"/api/runtime/models/{quote(name, safe='')}"
+    params = {"forget": "1"} if forget else None
+    done = _client().request("DELETE", path, params=params, timeout_s=UNLOAD_TIMEOUT_S)
+    if as_json:
+        emit_json(done)
+    else:
+        note(str(done["message"]))
+
+
+class _Client(NodeClient):
+    """The node that runs; none is started: a node that was started by itself serves no models."""
+
+    def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        try:
+            return super().request(method, path, **more)
+        except NoNode as error:
+            if type(error) is not NoNode:
+                raise
+            raise NoNode(f"{error.message} Start one that serves models: agentmesh --model NAME") from error
+
+
+def _client() -> _Client:
+    return _Client(Home.from_environment())
+
+
+def _as_reference(text: str) -> tuple[str, bool]:
+    """(reference, is a path). Paths are made whole here: the node's working directory is another one."""
+    if "://" in text:
+        return text, False
+    looks_local = text.startswith(("/", *LOCAL_PREFIXES))
+    if looks_local or (text.lower().endswith(".gguf") and Path(text).is_file()):
+        try:
+            return str(Path(text).expanduser().absolute()), True
+        except (RuntimeError, OSError) as error:
+            raise InvalidInput(f"'{text}' leads nowhere: {error}.") from error
+    if text.lower().endswith(".gguf") and text.count("/") < 2:
+        return str(Path(text).absolute()), True
+    return text, False
+
+
+# ------------------------------------------------------------------ following a load
+
+
+def follow(client: NodeClient, status: Mapping[str, Any]) -> dict[str, Any]:
+    """Show on stderr what becomes of a model until it is ready.
+
+    Raises:
+        AgentMeshError: it failed, or somebody unloaded it.
+    """
+    current, shown, began = dict(status), _Shown(), time.monotonic()
+    while True:
+        shown.show(current)
+        if current["state"] in ENDED:
+            break
+        time.sleep(POLL_S if time.monotonic() - began < 1 else SLOW_POLL_S)
+        rows = client.request("GET", "/api/runtime/models")["models"]
+        found = [row for row in rows if row["id"] == current["id"]]
+        if not found:
+            shown.end()
+            raise AgentMeshError(f"{current['id']} was unloaded meanwhile.")
+        current = dict(found[0])
+    shown.end()
+    if current["state"] == "failed":
+        raise AgentMeshError(f"{current['id']} could not be served: {current['reason']}")
+    return current
+
+
+class _Shown:
+    """One line that moves in a terminal; elsewhere a line when something new is to be said."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+        self._is_open = False
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        line = progress_line(status, fine=self._terminal)
+        if line == self._last:
+            return
+        self._last = line
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            self._is_open = True
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._is_open:
+            print(file=sys.stderr, flush=True)
+            self._is_open = False
+
+
+def progress_line(status: Mapping[str, Any], *, fine: bool = True) -> str:
+    """`7b…: downloading, 42 %, 1.9 GB of 4.7 GB`, in tenths unless `fine`."""
+    parts = [str(status["state"])]
+    progress = status.get("progress")
+    if progress:
+        done, total = int(progress["done_bytes"]), max(int(progress["total_bytes"]), 1)
+        percent = 100 * done // total
+        parts.append(f"{percent if fine else percent // 10 * 10} %")
+        if fine:
+            parts.append(f"{_gigabytes(done)} of {_gigabytes(total)}")
+    if status["state"] == "ready":
+        parts.append(
+            f"{int(status['context_tokens']):,} tokens of context, {status['slots']} at once, on {_place(status)}"
+        )
+    elif status["state"] == "waiting" and status.get("reason"):
+        parts.append(str(status["reason"]))
+    return safe_line(f"{status['id']}: {', '.join(parts)}")
+
+
+def _place(status: Mapping[str, Any]) -> str:
+    return str(status.get("device") or "the CPU")
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 100_000_000 else f"{size_bytes / 1e6:.1f} MB"
+
+
+# ------------------------------------------------------------------ for `agentmesh status`, and for a node that is ready
+
+
+def show_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """The models table of `agentmesh status`, on stdout; nothing when there are none."""
+    if not models:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "state", "context", "slots", "memory", "on", ""):
+        table.add_column(title, overflow="fold")
+    for model in models:
+        context = f"{int(model['context_tokens']):,}" if model.get("context_tokens") else ""
+        need = _gigabytes(int(model["need_bytes"])) if model.get("need_bytes") else ""
+        progress = model.get("progress")
+        say = f"{100 * int(progress['done_bytes']) // max(int(progress['total_bytes']), 1)} %" if progress else ""
+        first = str(model.get("reason") or say).splitlines()
+        place = _place(model) if need else ""
+        cells = (model["id"], model["state"], context, model.get("slots") or "", need, place, first[0] if first else "")
+        table.add_row(*(Text(safe_line(cell)) for cell in cells))
+    Console(soft_wrap=True).print(table)
+
+
+LAUNCHED: Final = ("claude", "opencode", "goose", "pi")
+
+
+def launch_hints(api_port: int, model: str) -> str:
+    """How agents use a model that is ready: a command for each, and the plain environment for everything else."""
+    base = f"http://localhost:{api_port}"
+    name = model if model.replace("-", "").replace(".", "").replace("_", "").isalnum() else f"'{model}'"
+    commands = [f"  agentmesh {agent} --model {name}" for agent in LAUNCHED]
+    environment = [
+        f"  OPENAI_BASE_URL={base}/v1 OPENAI_API_KEY=local OPENAI_MODEL={name}",
+        f"  ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=local ANTHROPIC_MODEL={name}",
+    ]
+    return "\n".join([f"{model} is ready. Agents on it:", *commands, "Anything else:", *environment])
+
+
+def _show_hints(client: NodeClient, model: str) -> None:
+    port = client.request("GET", "/api/status").get("api_port")
+    if isinstance(port, int):
+        print(safe_lines(launch_hints(port, model)), file=sys.stderr, flush=True)
+
+
+def safe_lines(text: str) -> str:
+    """Each line without control characters."""
+    return "\n".join(safe_line(line) for line in text.split("\n"))
+
+
+COMMANDS: Final = cast("tuple[click.Command, ...]", (load, unload, drop))
