@@ -107,16 +107,14 @@ class Session:
             wish = self._wish(found, models, model)
         paths = self._reads()
         wish = _with_existing(wish, files.read_all(paths))
-        return wish, self._order.agent.plan(wish)
+        return wish, self._plan(wish)
 
     # ------------------------------------------------------------------ steps
 
     def _prepare(self, found: FoundApi, models: tuple[MeshModel, ...], model: MeshModel) -> Launch:
         wish = self._wish(found, models, model)
         record = self._home.root / "launchers.json"
-        launch, notes = files.apply(
-            self._reads(), lambda existing: self._order.agent.plan(_with_existing(wish, existing)), record
-        )
+        launch, notes = files.apply(self._reads(), lambda existing: self._plan(_with_existing(wish, existing)), record)
         for note in (*notes, *launch.notes):
             self._say(note)
         return launch
@@ -141,16 +139,21 @@ class Session:
     def _reads(self) -> tuple[Path, ...]:
         return self._order.agent.reads(self._environ, self._user_home, self._order.write)
 
-    def _environment(self, launch: Launch) -> dict[str, str]:
-        environment = {name: value for name, value in self._environ.items() if name not in launch.unset}
-        environment |= launch.environment
-        environment["AGENTMESH_HOME"] = str(self._home.root)
-        if self._order.with_blackboard and shutil.which("agentmesh", path=environment.get("PATH")) is None:
+    def _plan(self, wish: Wish) -> Launch:
+        """The adapter's launch, and what every agent needs for calling `agentmesh` itself."""
+        launch = self._order.agent.plan(wish)
+        more: dict[str, str] = {}
+        if self._environ.get("AGENTMESH_HOME", str(self._home.root)) != str(self._home.root):
+            more["AGENTMESH_HOME"] = str(self._home.root)  # it was relative; the agent may run in another directory
+        path = self._environ.get("PATH", os.defpath)
+        if self._order.with_blackboard and shutil.which("agentmesh", path=path) is None:
             # The skill runs `agentmesh`; behind everything else, so that it hides nothing.
-            environment["PATH"] = os.pathsep.join(
-                filter(None, (environment.get("PATH"), str(Path(sys.executable).parent)))
-            )
-        return environment
+            more["PATH"] = f"{path}{os.pathsep}{Path(sys.executable).parent}"
+        return dataclasses.replace(launch, environment={**launch.environment, **more})
+
+    def _environment(self, launch: Launch) -> dict[str, str]:
+        kept = {name: value for name, value in self._environ.items() if name not in launch.unset}
+        return {**kept, **launch.environment}
 
     def _tell(self, model: MeshModel) -> None:
         self._say(f"{self._order.agent.title} with {model.id}")

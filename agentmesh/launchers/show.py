@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agentmesh.control.api_keys import KEY_VARIABLE
-from agentmesh.launchers.base import Agent, Launch, PlannedFile, Wish
+from agentmesh.launchers.base import NO_KEY, Agent, Launch, PlannedFile, Wish
+
+HIDDEN: Final = "***"
+# Members of the user's own settings, of which ours become a part.
+_SECRET: Final = re.compile(
+    r"""((?<![\w-])(?!env_key)[\w-]*(?:key|token|secret|password|authorization)["']?\s*[:=]\s*["'])"""
+    r"""([^"'\\\n]+)""",
+    re.IGNORECASE,
+)
 
 
 def as_shell(agent: Agent, wish: Wish, launch: Launch) -> str:
@@ -83,6 +92,7 @@ def _diff(file: PlannedFile) -> str:
 
 def _quoted(value: str, key: str | None) -> str:
     """A shell word; the key in it is the variable."""
+    value = _SECRET.sub(lambda found: _hidden(found, key), value)
     if not key or key not in value:
         return shlex.quote(value)
     parts = (shlex.quote(part) if part else "" for part in value.split(key))
@@ -90,7 +100,14 @@ def _quoted(value: str, key: str | None) -> str:
 
 
 def _masked(text: str, key: str | None) -> str:
+    text = _SECRET.sub(lambda found: _hidden(found, key), text)
     return text.replace(key, f"${KEY_VARIABLE}") if key else text
+
+
+def _hidden(found: re.Match[str], key: str | None) -> str:
+    """A member whose value is a secret of the user's own; ours, and references to variables, are shown."""
+    ours = found[2] in (NO_KEY, key) or found[2].startswith(("$", "{env:"))
+    return found[0] if ours else f"{found[1]}{HIDDEN}"
 
 
 def _one_line(text: str) -> str:
