@@ -142,7 +142,7 @@ def list_command(bin_dir: Path | None, flavor: str | None, as_json: bool) -> Non
         emit_json({"engines": [_row(finding, diagnosis) for finding in diagnosis.findings]})
         return
     if not diagnosis.findings:
-        note("there is no engine here: agentmesh engine install builds one")
+        note(f"there is no {f'{flavor} ' if flavor else ''}engine here: agentmesh engine install builds one")
     for finding in diagnosis.findings:
         click.echo(_line(finding, diagnosis))
 

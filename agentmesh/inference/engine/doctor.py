@@ -93,7 +93,8 @@ async def _look_at(found: FoundEngine, search: EngineSearch, *, start: bool) -> 
 
 def _hints(search: EngineSearch, findings: tuple[Finding, ...], chosen: Finding | None) -> list[str]:
     if chosen is None or chosen.engine is None:
-        return [TWO_WAYS]
+        wanted = f"Build one with `agentmesh engine install --flavor {search.flavor}`."
+        return [wanted if search.flavor else TWO_WAYS]
     engine = chosen.engine
     hints: list[str] = []
     if engine.is_embedded:

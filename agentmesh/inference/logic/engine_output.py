@@ -15,9 +15,10 @@ MIB: Final = 1 << 20
 # "-h,    --help, --usage      print usage": names at the line's start, parted by commas.
 _ENTRY: Final = re.compile(r" {0,4}(-{1,2}[A-Za-z][\w-]*(?:, {1,8}-{1,2}[A-Za-z][\w-]*)*),?(?=[ =]|$)")
 _REMOVED: Final = re.compile(r"argument has been removed")
-# "version: 0.5.0-dev (build 1, commit 0c1e570)"; earlier "version: 4567 (0c1e570a)".
+# "version: 0.5.0-dev (build 1, commit 0c1e570)"; earlier "version: 4567 (0c1e570a)"; the embedded engine gives its package's
+# name and version in the place of the commit.
 _NEW_VERSION: Final = re.compile(r"version:[^\n]*?\bbuild (\d{1,9})\b[^\n]*?\bcommit ([0-9a-f]{6,40})\b")
-_OLD_VERSION: Final = re.compile(r"version: (\d{1,9}) \(([0-9a-f]{6,40})\)")
+_OLD_VERSION: Final = re.compile(r"version: (\d{1,9}) \((?!unknown\b)([\w.+-]{1,40})\)", re.ASCII)
 # "  CUDA0: NVIDIA H200 (143167 MiB, 142650 MiB free)"; a description may hold colons and brackets.
 _DEVICE: Final = re.compile(r" +([^\s:,]{1,64}): (.{1,256}) \((\d{1,12}) MiB, (\d{1,12}) MiB free\)\s*$", re.ASCII)
 _STEP_OF: Final = re.compile(r"\[(\d{1,7})/(\d{1,7})\]")

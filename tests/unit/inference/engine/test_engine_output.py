@@ -56,6 +56,7 @@ def test_a_flood_of_options_is_cut() -> None:
         ("version: 0.5.0-dev (build 0, commit 0c1e570)", (None, "0c1e570")),
         ("ggml_cuda_init: found 1 device\nversion: 4567 (0c1e570a)\nbuilt with cc", (4567, "0c1e570a")),
         ("version: 0 (unknown)", (None, "")),
+        ("version: 0 (xllamacpp-2026.10.11549)", (None, "xllamacpp-2026.10.11549")),
         ("build 7, commit abcdef0", (None, "")),
         ("", (None, "")),
     ],
