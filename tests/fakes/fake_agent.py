@@ -22,14 +22,16 @@ if sys.argv[1:] == ["--version"]:
 record = {{"argv": sys.argv[1:], "environment": dict(os.environ), "group": os.getpgrp(), "pid": os.getpid(),
           "sigint": str(signal.getsignal(signal.SIGINT))}}
 def save():
-    with open(base + ".new", "w") as file:
+    new = f"{{base}}.{{os.getpid()}}.new"
+    with open(new, "w") as file:
         json.dump(record, file)
-    os.replace(base + ".new", base + ".json")
+    os.replace(new, base + ".json")
 save()
 print("answer of the agent", flush=True)
 verb, _, number = os.environ.get("FAKE_AGENT", "exit 0").partition(" ")
 if verb == "die":
-    signal.signal(int(number), signal.SIG_DFL)
+    if number != "9":
+        signal.signal(int(number), signal.SIG_DFL)
     os.kill(os.getpid(), int(number))
 if verb == "wait":
     def caught(number, frame):

@@ -284,7 +284,7 @@ def test_what_the_user_has_in_opencodes_variable_stays() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{'a': 1}"])
 def test_a_variable_of_opencode_that_does_not_parse_is_refused(text: str) -> None:
-    with pytest.raises(ConfigUnusable, match="OPENCODE_CONFIG_CONTENT.*Repair or unset"):
+    with pytest.raises(ConfigUnusable, match=r"OPENCODE_CONFIG_CONTENT.*Repair or unset"):
         planned(opencode.OPENCODE, environ={"OPENCODE_CONFIG_CONTENT": text})
 
 
