@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agentmesh.inference.logic.auto import is_auto, suitable, tokens_estimate
+from agentmesh.inference.logic.auto import AUTO, is_auto, suitable, tokens_estimate
 from agentmesh.inference.logic.breaker import Phase
 from agentmesh.inference.logic.route import Choice, Place, Verdict, choose
 from agentmesh.inference.logic.route_limits import BUSY_DEFAULT_S, BUSY_MAX_S, MAX_WAIT_S
@@ -173,7 +173,7 @@ class Dispatcher:
         else:
             breaker.failed(lease.ticket, now_s, reached=outcome in _REACHED_FAILURES)
         self._drop_unused(key)
-        self._queues.serve(key[1])
+        self._queues.serve()
 
     def _took(self, model_id: str, seconds: float) -> None:
         if not self._directory.targets(model_id):
@@ -195,7 +195,7 @@ class Dispatcher:
                 self._places[key] = Place(in_flight=self._places[key].in_flight)
         for model_id in [id_ for id_ in self._mean_s if not self._directory.targets(id_)]:
             del self._mean_s[model_id]
-        self._queues.serve_all()
+        self._queues.serve()
 
     def _drop_unused(self, key: TargetKey) -> None:
         """Forget a target that is gone, once nothing runs there."""
@@ -226,4 +226,4 @@ class Dispatcher:
 
 def _queue_of(wanted: Wanted, ids: Sequence[str]) -> str:
     """A model's queue, or the one of all who leave the choice to the mesh."""
-    return wanted.model.lower() if is_auto(wanted.model) else ids[0]
+    return AUTO if is_auto(wanted.model) else ids[0]

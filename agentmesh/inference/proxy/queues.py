@@ -63,7 +63,7 @@ class Queues:
         if self._timer is None:
             self._timer = self._call_later(TICK_S, self.tick)
         if waiter.number != next(iter(self._queues[queue])):
-            self.serve(queue)
+            self.serve()
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
@@ -80,21 +80,19 @@ class Queues:
 
     # ------------------------------------------------------------------ serving
 
-    def serve(self, model_id: str) -> None:
-        """There may be room at a host of this model."""
-        if self._count:
-            names = dict.fromkeys((model_id, AUTO))
-            self._serve([list(self._queues[name].values()) for name in names if name in self._queues])
+    def serve(self) -> None:
+        """Something changed: give places to all who can have one, in order of arrival.
 
-    def serve_all(self) -> None:
-        """Anything may have changed."""
+        All queues are looked at, as what a name means may have changed since somebody joined. Those behind one for whom
+        there is no room are passed over without a decision of their own: 1,000 of them take some 0.2 ms.
+        """
         if self._count:
             self._serve([list(waiters.values()) for waiters in self._queues.values()])
 
     def tick(self) -> None:
         """The timer: time passed."""
         self._timer = None
-        self.serve_all()
+        self.serve()
         if self._count and self._timer is None:
             self._timer = self._call_later(TICK_S, self.tick)
 
@@ -144,4 +142,4 @@ def _number(waiter: Waiter) -> int:
 def _sort(waiter: Waiter) -> Hashable:
     """Waiters of one sort that avoid nothing find room together or not at all; those that avoid hosts find no more."""
     wanted = waiter.wanted
-    return (waiter.queue, wanted.path, wanted.needs) if waiter.queue == AUTO else waiter.queue
+    return (wanted.model, wanted.path, wanted.needs) if waiter.queue == AUTO else wanted.model
