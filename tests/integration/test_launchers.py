@@ -92,7 +92,9 @@ def end(process: subprocess.Popen[bytes]) -> int:
         process.communicate()
 
 
-@pytest.mark.parametrize(("behaviour", "code"), [("exit 0", 0), ("exit 17", 17), ("exit 3", 3), ("die 9", 137), ("die 2", 130)])
+@pytest.mark.parametrize(
+    ("behaviour", "code"), [("exit 0", 0), ("exit 17", 17), ("exit 3", 3), ("die 9", 137), ("die 2", 130)]
+)
 def test_the_exit_code_is_the_agents(user: User, behaviour: str, code: int) -> None:
     user.agent("claude")
     done = user.run("claude", "-p", "hi", behaviour=behaviour)
