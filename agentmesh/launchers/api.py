@@ -40,7 +40,7 @@ NO_MODEL: Final = """There is no model on the mesh. Bring one, with either of:
 
 @dataclass(frozen=True, slots=True)
 class FoundApi:
-    """An API. `started`: this process started its node. `models` is None while nobody was asked (`--print-config`)."""
+    """An API. `node`: of this home, if it is that one's; `started`: by this process."""
 
     base_url: str
     node: NodeClient | None = None
@@ -101,7 +101,8 @@ def start_api(home: Home, say: Say) -> FoundApi:
     say("started a node for this; it ends with the agent" if started else "found a node that was just started")
     found = _api_of(client)
     if found is None:
-        raise NoNode("The node of this home offers no model API: its port may be in use. See: agentmesh status")
+        release(FoundApi("", client, started), say)
+        raise NoNode("The node of this home offers no model API; its port may be in use. See: agentmesh status")
     return FoundApi(found.base_url, client, started)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from agentmesh.core.errors import NoNode
+from agentmesh.core.errors import AgentMeshError, NoNode
 from agentmesh.core.paths import Home
 from agentmesh.launchers.base import LauncherError
 
@@ -95,6 +95,29 @@ class _Signals:
 
     def _leave(self, _number: int, _frame: FrameType | None) -> None:
         return
+
+
+class Interrupted(AgentMeshError):
+    """Ended before the agent ran."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def tidy_end() -> Generator[None]:
+    """Make an error of SIGTERM and SIGHUP, so that what was started is ended; while the agent runs, they are its."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 # ------------------------------------------------------------------ being there

@@ -21,7 +21,7 @@ from agentmesh.core.paths import Home
 from agentmesh.launchers import files
 from agentmesh.launchers.api import Api, FoundApi, ModelWait, Say, base_url, release, running_api, start_api
 from agentmesh.launchers.base import Agent, AgentMissing, Launch, McpCommand, MeshModel, Wish
-from agentmesh.launchers.run import attached, run_agent
+from agentmesh.launchers.run import attached, run_agent, tidy_end
 
 VERSION_TIMEOUT_S: Final = 10.0
 APP_FOLDERS: Final = (Path("/Applications"),)
@@ -70,6 +70,10 @@ class Session:
         Raises:
             AgentMissing, NoModel, NoNode, InvalidInput, ConfigUnusable, LauncherError: each before the agent runs.
         """
+        with tidy_end():
+            return self._run()
+
+    def _run(self) -> int:
         app = None if self._program else self._app()
         if self._program is None and app is None:
             raise AgentMissing(self._missing())

@@ -157,6 +157,16 @@ def test_signals_to_us_reach_the_agent(user: User, number: signal.Signals) -> No
     assert agent.record()["signal"] == number
 
 
+def test_a_signal_before_the_agent_runs_ends_the_wait(user: User) -> None:
+    agent = user.agent("claude")
+    user.api.models = [model("slow", ready=False)]
+    process = user.start("claude", behaviour="exit 0")
+    wait_for(lambda: user.api.asked >= 3, WAIT_S, "the launcher to wait for the model")
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == 128 + signal.SIGTERM
+    assert not agent.ran
+
+
 def test_ctrl_c_is_the_agents_and_we_wait_for_it(user: User) -> None:
     agent = user.agent("claude")
     process = user.start("claude", behaviour="wait")

@@ -217,10 +217,13 @@ def test_the_sentence_by_which_a_start_is_known_is_the_one_that_is_said() -> Non
 
 
 def test_a_started_node_without_an_api_is_a_failure(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "ensure_node", lambda given, say: NodeClient(given))
+    released: list[bool] = []
+    monkeypatch.setattr(api, "ensure_node", lambda given, say: (say("started a node"), NodeClient(given))[1])
+    monkeypatch.setattr(api, "release", lambda found, say: released.append(found.started))
     status(monkeypatch, {"api_port": None})
     with pytest.raises(NoNode, match="no model API"):
         start_api(home, print)
+    assert released == [True]
 
 
 # ------------------------------------------------------------------ afterwards
