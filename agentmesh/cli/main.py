@@ -16,11 +16,14 @@ import click
 
 import agentmesh
 from agentmesh.cli.blackboard import blackboard, install_skill
+from agentmesh.cli.engine import engine, gpus
+from agentmesh.cli.launch import launch_commands
 from agentmesh.cli.mesh import mesh
 from agentmesh.cli.models import download, models
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
 from agentmesh.cli.node_options import node_options
 from agentmesh.cli.output import fail
+from agentmesh.cli.runtime import drop, load, unload
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
 from agentmesh.core.log import level_from_environment, redact, setup_logging
 
@@ -36,6 +39,8 @@ Examples:
   agentmesh --client --join amesh1.…                           join the mesh of an invite
   agentmesh invite --expires 1d                                make another invite
   agentmesh status                                             what this node is and whom it sees
+  agentmesh --model qwen2.5-3b                                 serve a model to the whole mesh
+  agentmesh claude                                             start an agent on the mesh's models
 """
 
 
@@ -61,7 +66,7 @@ class _Root(click.Group):
 @click.version_option(agentmesh.__version__, prog_name="agentmesh", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
-    """A shared blackboard for agents on one encrypted peer-to-peer mesh.
+    """A shared blackboard, and shared models, for agents on one encrypted peer-to-peer mesh.
 
     Commands that need a node find the one of this home ($AGENTMESH_HOME, else ~/.agentmesh) or start one in the background.
     """
@@ -86,7 +91,9 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (blackboard, status, invite, revoke, leave, stop, mesh, models, download):
+_BOARD_AND_MESH = (blackboard, status, invite, revoke, leave, stop, mesh)
+_INFERENCE = (models, download, load, unload, drop, engine, gpus)
+for command in (*_BOARD_AND_MESH, *_INFERENCE, *launch_commands):
     cli.add_command(command)
 
 

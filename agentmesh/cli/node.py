@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -154,24 +154,57 @@ def _show_status(report: Mapping[str, Any]) -> None:
     }
     for label, value in facts.items():
         click.echo(f"{label + ':':9} {safe_line(value)}")
+    _show_models(report)
     _show_peers(cast("list[dict[str, Any]]", report["peers"]))
+
+
+def _show_models(report: Mapping[str, Any]) -> None:
+    models = cast("list[dict[str, Any]]", report["models"])
+    click.echo(f"{'models:':9} {len(models)}")
+    if not models:
+        return
+    names = {report["node_id"]: report["name"]} | {peer["node_id"]: peer["name"] for peer in report["peers"]}
+    rows = [
+        (
+            model["id"],
+            model["state"],
+            f"{model['context_tokens']:,}" if model["context_tokens"] else "",
+            model["slots"] or "",
+            ", ".join(names.get(node) or node[:12] for node in model["nodes"]),
+            model["reason"],
+        )
+        for model in models
+    ]
+    _show_table(("model", "state", "context", "slots", "on", ""), rows)
+
+
+def _show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    Console(soft_wrap=True).print(table)
 
 
 def _show_peers(peers: list[dict[str, Any]]) -> None:
     click.echo(f"{'peers:':9} {len(peers)}")
     if not peers:
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("node", "name", "state", "address", "rtt"):
-        table.add_column(column, no_wrap=True)
-    for peer in peers:
-        rtt = f"{peer['rtt_ms']:.1f} ms" if peer.get("rtt_ms") is not None else ""
-        cells = (str(peer["node_id"])[:12], peer["name"], peer["state"], peer.get("address") or "", rtt)
-        table.add_row(*(_plain(cell) for cell in cells))
-    Console(soft_wrap=True).print(table)
+    rows = [
+        (
+            str(peer["node_id"])[:12],
+            peer["name"],
+            peer["state"],
+            peer.get("address") or "",
+            f"{peer['rtt_ms']:.1f} ms" if peer.get("rtt_ms") is not None else "",
+        )
+        for peer in peers
+    ]
+    _show_table(("node", "name", "state", "address", "rtt"), rows)
 
 
 def _plain(cell: object) -> Any:

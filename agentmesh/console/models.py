@@ -23,6 +23,20 @@ class PeerStatus(BaseModel):
     rtt_ms: float | None
 
 
+class ModelView(BaseModel):
+    """A model that some node of the mesh offers; `reason` is this node's own word, if it serves the model."""
+
+    id: str
+    state: str
+    role: str
+    nodes: list[str]
+    aliases: list[str]
+    reason: str
+    context_tokens: int
+    slots: int
+    size_bytes: int
+
+
 class BoardStatus(BaseModel):
     """Counts of the board's content."""
 
@@ -42,6 +56,7 @@ class Status(BaseModel):
     console_port: int | None
     bind_port: int | None
     peers: list[PeerStatus]
+    models: list[ModelView]
     blackboard: BoardStatus
     policy: dict[str, int]
 

@@ -16,6 +16,7 @@ from agentmesh.core.units import DAY_MS, parse_duration_ms
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 DEFAULT_CONSOLE_PORT: Final = 3131
+DEFAULT_API_PORT: Final = 9337
 DEFAULT_IDLE_EXIT_MS: Final = 2 * DAY_MS  # as long as a post lives: what was posted here has been offered to others
 
 

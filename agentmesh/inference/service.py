@@ -27,7 +27,7 @@ from agentmesh.inference.engine.engine import Engine, EngineSearch
 from agentmesh.inference.engine.leftovers import cleanup_leftovers
 from agentmesh.inference.engine.probe import devices_now, resolve_engine
 from agentmesh.inference.engine.process import EngineProcess, EngineStatus
-from agentmesh.inference.engine_questions import EngineSays, ask_engine
+from agentmesh.inference.engine_questions import EngineSays, ask_serving
 from agentmesh.inference.fetching import Fetcher, ModelSources, catalog_names
 from agentmesh.inference.logic.model_files import model_id
 from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
@@ -78,7 +78,7 @@ class ModelService:
         on_ready: Callable[[ServedModel], None] = lambda _model: None,
         find_engine: Callable[[], Awaitable[Engine]] | None = None,
         make_engine: MakeEngine | None = None,
-        ask: Callable[[EngineAddress], Awaitable[EngineSays]] = ask_engine,
+        ask: Callable[[EngineAddress], Awaitable[EngineSays]] = ask_serving,
         devices: DevicesNow = devices_now,
         machine: Machine | None = None,
         recheck_s: float = RECHECK_S,
@@ -213,6 +213,10 @@ class ModelService:
     def offers(self) -> tuple[ServedModel, ...]:
         """What this node serves or is about to, for the mesh."""
         return tuple(run.offer() for run in self._runs if run.state in _OFFERED)
+
+    def files(self) -> list[Path]:
+        """The files of every model here, with which members may be helped out."""
+        return [file for run in self._runs if run.files is not None for file in run.files.model.files]
 
     async def engine(self) -> Engine | None:
         """The engine that models run on, None when there is none."""

@@ -34,7 +34,7 @@ from agentmesh.mesh.logic.limits import (
 )
 from agentmesh.mesh.logic.messages import PeerEntry
 from agentmesh.mesh.logic.policy import Policy
-from agentmesh.mesh.logic.record import Record
+from agentmesh.mesh.logic.record import Record, parse_record
 from agentmesh.mesh.logic.request_rate import RequestRate
 from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.membership_file import MembershipFile
@@ -229,6 +229,11 @@ class Mesh:
     def watch(self, on_records: OnRecords, on_dropped: OnDropped) -> None:
         """Be told of records once they are durable, and of ids once they are gone. Before `start`."""
         self._watchers.append((on_records, on_dropped))
+
+    async def stored(self, kind: str) -> list[Record]:
+        """What is kept of one kind now: what `watch` told before, and what an earlier run left. Raises: StorageError."""
+        records = [parse_record(signed, mesh=self.mesh) for signed in await self._store.load_kind(kind)]
+        return [record for record in records if record.id in self._index]
 
     async def publish(self, kind: str, subkey: bytes, payload: bytes, lifetime_ms: int) -> Record:
         """Sign, store durably and spread a record of this node; it is on disk when this returns.

@@ -157,23 +157,36 @@ def bind_console(port: int, *, named: bool) -> socket.socket:
     Raises:
         PortInUse: the named port, or every port tried, is taken.
     """
+    return _bind(port, named, LOOPBACK, "--console")
+
+
+def bind_api(port: int, *, named: bool, everywhere: bool) -> socket.socket:
+    """Listen for the model API on loopback, or on every interface.
+
+    Raises:
+        PortInUse: as bind_console.
+    """
+    return _bind(port, named, "" if everywhere else LOOPBACK, "--port")
+
+
+def _bind(port: int, named: bool, host: str, option: str) -> socket.socket:
     candidates = [port] if named or port == 0 else [*range(port, min(port + PORTS_TRIED, 65536))]
     for candidate in candidates:
-        bound = _try_bind(candidate)
+        bound = _try_bind(host, candidate)
         if bound is not None:
             return bound
     if len(candidates) == 1:
-        raise PortInUse(f"Port {port} is in use by another program; give another with --console.")
-    raise PortInUse(f"The ports {candidates[0]} to {candidates[-1]} are all in use; give one with --console.")
+        raise PortInUse(f"Port {port} is in use by another program; give another with {option}.")
+    raise PortInUse(f"The ports {candidates[0]} to {candidates[-1]} are all in use; give one with {option}.")
 
 
-def _try_bind(port: int) -> socket.socket | None:
+def _try_bind(host: str, port: int) -> socket.socket | None:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setblocking(False)
     # Without this a port stays closed for a minute after a node ended (TIME_WAIT); on Linux and macOS it steals no live one.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((LOOPBACK, port))
+        bound.bind((host, port))
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import agentmesh
 from agentmesh.blackboard.service import BlackboardService
-from agentmesh.console.models import BoardStatus, Done, Invite, NodeProcess, PeerStatus, Status
+from agentmesh.console.models import BoardStatus, Done, Invite, ModelView, NodeProcess, PeerStatus, Status
 from agentmesh.core.errors import InvalidInput, NodeRunning
+from agentmesh.inference.logic.target import ServedModel
+from agentmesh.inference.serving_types import ModelStatus
 from agentmesh.mesh.api import Mesh
 from agentmesh.mesh.identity import NodeKey, encode_id
 from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
 from agentmesh.mesh.views import PeerView
+from agentmesh.node.inference import NodeInference
 
 
 class Stoppable(Protocol):
@@ -25,6 +29,7 @@ class Stoppable(Protocol):
 
     stopping: asyncio.Event
     console_port: int
+    api_port: int
 
     def request_stop(self, reason: str) -> None: ...
 
@@ -43,6 +48,7 @@ class Parts:
     name: str
     mesh: Mesh
     board: BlackboardService
+    inference: NodeInference
 
 
 class Management:
@@ -72,10 +78,11 @@ class Management:
             mesh_id=encode_id(mesh.mesh),
             mesh_name=mesh.name,
             state=mesh.state(),
-            api_port=None,
+            api_port=self._node.api_port,
             console_port=self._node.console_port,
             bind_port=mesh.bind_port,
             peers=[_peer_status(peer) for peer in mesh.peers()],
+            models=model_views(self._parts.inference.service.status(), self._parts.inference.directory.models()),
             blackboard=BoardStatus(posts=await self._parts.board.count()),
             policy=mesh.policy().quotas(),
         )
@@ -108,6 +115,42 @@ class Management:
 
     async def join(self, tokens: list[str]) -> Done:
         return Done(message=await self._node.join(tokens))
+
+
+def model_views(own: Sequence[ModelStatus], offered: Sequence[tuple[ServedModel, Sequence[bytes]]]) -> list[ModelView]:
+    """This node's models as it knows them, with the peers that serve them too, then the peers' other models."""
+    hosts = {model.id: [encode_id(node) for node in nodes] for model, nodes in offered}
+    views = [_own_view(status, hosts.get(status.id, [])) for status in own]
+    ours = {view.id for view in views}
+    return views + [
+        ModelView(
+            id=model.id,
+            state="ready" if model.ready else "loading",
+            role="solo",
+            nodes=hosts[model.id],
+            aliases=list(model.aliases),
+            reason="",
+            context_tokens=model.context_tokens,
+            slots=model.slots,
+            size_bytes=model.size_bytes,
+        )
+        for model, _ in offered
+        if model.id not in ours
+    ]
+
+
+def _own_view(status: ModelStatus, hosts: Sequence[str]) -> ModelView:
+    return ModelView(
+        id=status.id,
+        state=str(status.state),
+        role=status.role,
+        nodes=list(dict.fromkeys((*status.nodes, *hosts))),
+        aliases=list(status.aliases),
+        reason=status.reason,
+        context_tokens=status.context_tokens,
+        slots=status.slots,
+        size_bytes=status.size_bytes,
+    )
 
 
 def _named(found: bytes) -> str:

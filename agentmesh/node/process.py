@@ -168,6 +168,7 @@ def _announce(node: Node, home: Home, options: NodeOptions, pipe: ReadyPipe) -> 
     for note in node.notes:
         _say(sys.stderr, note)
     if not options.background:
+        _say(sys.stderr, f"models:  http://127.0.0.1:{node.api_port}/v1 (OpenAI and Anthropic API)")
         _say(sys.stderr, f"console: http://127.0.0.1:{node.console_port}/ (its token is in {home.node_json})")
         _say(sys.stderr, f"other nodes: UDP port {node.bind_port}")
         if node.invite_token is not None:

@@ -28,10 +28,13 @@ from agentmesh.blackboard.store import BlackboardStore
 from agentmesh.console.guard import Activity, BodyLimit, Guard
 from agentmesh.console.http import build_app
 from agentmesh.core.clock import Clock, SteadyClock
-from agentmesh.core.config import DEFAULT_CONSOLE_PORT, Config
+from agentmesh.core.config import DEFAULT_API_PORT, DEFAULT_CONSOLE_PORT, Config
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.paths import Home
 from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.http import runtime_router
+from agentmesh.inference.logic.target import ServedModel
+from agentmesh.launchers.hints import launch_hints
 from agentmesh.mesh.api import Mesh, MeshSettings
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.kinds import mesh_rules
@@ -40,7 +43,8 @@ from agentmesh.mesh.logic.names import check_name
 from agentmesh.mesh.membership_file import forget_membership
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.tls import TlsTransport
-from agentmesh.node.listeners import ApiServer, bind_console, bind_home_socket, free_udp_port, port_of
+from agentmesh.node.inference import NodeInference
+from agentmesh.node.listeners import ApiServer, bind_api, bind_console, bind_home_socket, free_udp_port, port_of
 from agentmesh.node.management import Management, Parts
 from agentmesh.node.membership import OnMesh, find_mesh
 from agentmesh.node.node_file import NodeFile, last_bind_port, new_token, remember_bind_port, write_node_file
@@ -62,6 +66,7 @@ class Node:
     _key: NodeKey
     _mesh: Mesh
     _scrubber: ScrubPool
+    _inference: NodeInference
 
     def __init__(self, home: Home, options: NodeOptions, config: Config, on_mesh: OnMesh | None = None) -> None:
         """`on_mesh`: the membership to run on, when it was found before."""
@@ -83,6 +88,8 @@ class Node:
         self.notes: tuple[str, ...] = ()
         self.console_port = 0
         self.bind_port = 0
+        self.api_port = 0
+        self.say: Callable[[str], None] = _log.info  # told of what takes long, also later
         self.invite_token: str | None = None
 
     # ------------------------------------------------------------------ what the process asks
@@ -134,19 +141,22 @@ class Node:
         self.successor = Node(self._home, options, self._config, on_mesh)
 
     def idle_s(self) -> float:
-        """Seconds since the last client left."""
+        """Seconds since the last client left; none while somebody uses a model of this node."""
+        if hasattr(self, "_inference") and self._inference.is_used:
+            return 0.0
         return self._activity.idle_s() if self._activity is not None else 0.0
 
     # ------------------------------------------------------------------ start
 
     async def start(self, say: Callable[[str], None]) -> None:
-        """Become ready: on the mesh, and answering. `say` is told of what takes long.
+        """Become ready: on the mesh, and answering. `say` is told of what takes long, also after this.
 
         Raises:
             AgentMeshError: it cannot run; what was started is undone by `stop`.
         """
-        console = self._bind_console()
-        self._undo.append(("console socket", _caller(console.close)))
+        self.say = _log.info if self._options.background else say
+        console, api = self._bind_console(), self._bind_api()
+        self._undo += [("console socket", _caller(console.close)), ("API socket", _caller(api.close))]
         name = self._name()
         self._key = key = await asyncio.to_thread(NodeKey.load_or_create, self._home.identity_key)
         on_mesh = self._on_mesh or await find_mesh(self._home, key, self._options, name, self._clock, say)
@@ -157,14 +167,17 @@ class Node:
         self._undo.append(("database", store.close))
         self._mesh = mesh = self._make_mesh(key, on_mesh, store, name)
         board = await self._start_board(key, store, mesh, name)
+        self._inference = inference = self._make_inference(key, mesh)
         await mesh.start(on_mesh.first, on_mesh.bootstrap)
         self._undo.append(("mesh", mesh.stop))
+        self._undo.append(("models", inference.stop))
+        await inference.start(api)
         # From here on a damaged database means that the index in memory is wrong: begin anew, with what peers have.
         store.on_reset = self._succeed
         self.bind_port = mesh.bind_port
         remember_bind_port(self._home, mesh.bind_port)
         self.notes = (*on_mesh.notes, *board_notes)
-        await self._open_doors(Parts(key, name, mesh, board), console)
+        await self._open_doors(Parts(key, name, mesh, board, inference), console)
         await self._make_invite(mesh)
 
     def _name(self) -> str:
@@ -175,6 +188,16 @@ class Node:
         chosen = self._options.console_port if self._options.console_port is not None else self._config.console_port
         bound = bind_console(chosen if chosen is not None else DEFAULT_CONSOLE_PORT, named=chosen is not None)
         self.console_port = port_of(bound)
+        return bound
+
+    def _bind_api(self) -> socket.socket:
+        chosen = self._options.api_port if self._options.api_port is not None else self._config.api_port
+        bound = bind_api(
+            chosen if chosen is not None else DEFAULT_API_PORT,
+            named=chosen is not None,
+            everywhere=self._options.listen_all,
+        )
+        self.api_port = port_of(bound)
         return bound
 
     def _bind_host(self) -> str:
@@ -206,6 +229,20 @@ class Node:
         )
         return mesh
 
+    def _make_inference(self, key: NodeKey, mesh: Mesh) -> NodeInference:
+        return NodeInference(
+            self._home,
+            key.public,
+            mesh,
+            self._options,
+            say=self.say,
+            on_ready=self._model_ready,
+            port=self.api_port,
+        )
+
+    def _model_ready(self, model: ServedModel) -> None:
+        self.say(launch_hints(self.api_port, model.id))
+
     async def _start_board(self, key: NodeKey, store: BlackboardStore, mesh: Mesh, name: str) -> BlackboardService:
         self._scrubber = scrubber = ScrubPool(machine_context())
         self._undo.append(("scrub worker", scrubber.close))
@@ -228,7 +265,7 @@ class Node:
     async def _open_doors(self, parts: Parts, console: socket.socket) -> None:
         token, started_at = new_token(), self._clock.now_ms()
         management = Management(self, parts, started_at, background=self._options.background)
-        app = BodyLimit(build_app(management, blackboard_router(parts.board)))
+        app = BodyLimit(build_app(management, blackboard_router(parts.board), runtime_router(parts.inference.service)))
         self._activity = Activity(app)
         bound = bind_home_socket(self._home.socket)
         doors = (
@@ -246,7 +283,7 @@ class Node:
             token=token,
             console_port=self.console_port,
             bind_port=self.bind_port,
-            api_port=None,
+            api_port=self.api_port,
         )
         write_node_file(self._home.node_json, content)
         self._undo.append(("node files", self._remove_files))

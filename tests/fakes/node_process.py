@@ -63,6 +63,11 @@ class NodeHome:
         return self.process.pid
 
     @property
+    def api_port(self) -> int:
+        """Where its model API listens."""
+        return int(self.node_json()["api_port"])
+
+    @property
     def stderr_file(self) -> Path:
         return self.root / "foreground.err"
 
@@ -89,9 +94,13 @@ class NodeHome:
     def start(
         self, *arguments: str, ready: bool = True, stdin: str | None = None, prefix: Sequence[str] = ()
     ) -> NodeHome:
-        """Run a node in the foreground, behind `prefix` if given; with `ready`, wait for its invite."""
+        """Run a node in the foreground, behind `prefix` if given; with `ready`, wait for its invite.
+
+        It is a `--client` unless models are named.
+        """
         assert self.process is None
-        command = [*prefix, sys.executable, "-m", "agentmesh", "--client", *_any_ports(arguments), *arguments]
+        role = () if {"--model", "--gguf"} & {*arguments} else ("--client",)
+        command = [*prefix, sys.executable, "-m", "agentmesh", *role, *_any_ports(arguments), *arguments]
         began = time.monotonic()
         with self.stderr_file.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -194,7 +203,7 @@ class Nodes:
         root.mkdir(mode=0o700, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGENTMESH_")}
         # A node in the background must not meet another test's node on the default console port.
-        (root / "config.toml").write_text("console_port = 0\n")
+        (root / "config.toml").write_text("console_port = 0\napi_port = 0\n")
         loopback = {"AGENTMESH_HOME": str(root), "AGENTMESH_BIND_HOST": "127.0.0.1"}
         made = NodeHome(root, inherited | loopback | dict(environment or {}))
         self.homes.append(made)
@@ -207,7 +216,7 @@ class Nodes:
 
 def _any_ports(arguments: tuple[str, ...]) -> list[str]:
     """Port 0 wherever the test names none."""
-    return [word for option in ("--console", "--bind-port") if option not in arguments for word in (option, "0")]
+    return [word for option in ("--console", "--bind-port", "--port") if option not in arguments for word in (option, "0")]
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> None:
