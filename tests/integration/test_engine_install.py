@@ -150,7 +150,11 @@ def test_a_shared_store_takes_the_build_for_every_home(world: World, tmp_path: P
 
 FAILURES = {
     "compiler error": ("echo 'x.cpp:1: error: no such thing'; exit 2", r"exit status 2\).*no such thing.*full log is"),
-    "disk full": ("echo 'fatal error: error writing to x: No space left on device'; exit 1", r"filled up"),
+    "early error": (
+        "echo 'x.cpp:1: error: no such thing'; seq 1 40; echo 'ninja: build stopped'; exit 1",
+        r"no such thing\n…\n30\n.*build stopped",
+    ),
+    "disk full": ("echo 'fatal error: error writing to x: No space left on device'; seq 1 40; exit 1", r"filled up"),
     "memory": ("echo 'c++: fatal error: Killed signal terminated program cc1plus'; exit 1", r"--jobs 1"),
     "nothing made": ("true", r"llama-server"),
     "no programs run": (GOOD_BUILD + "\nprintf '#!/bin/sh\\nexit 4' > $folder/bin/llama-server", r"does not run here"),

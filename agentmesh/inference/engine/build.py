@@ -31,6 +31,15 @@ from agentmesh.core.paths import Home
 from agentmesh.inference.engine.child import Stopped, run_logged
 from agentmesh.inference.engine.cpu_features import cpu_features
 from agentmesh.inference.engine.errors import BuildFailed
+from agentmesh.inference.engine.limits import (
+    BUILD_TIMEOUT_S,
+    CHECK_TIMEOUT_S,
+    CONFIGURE_TIMEOUT_S,
+    CPU_BUILD_BYTES,
+    CUDA_BUILD_BYTES,
+    LOCK_WAIT_S,
+    OTHER_BUILD_BYTES,
+)
 from agentmesh.inference.engine.pin import Pin, check_flavor, load_pin
 from agentmesh.inference.engine.run_program import run_bounded
 from agentmesh.inference.engine.source import check_sdist, download_sdist, unpack
@@ -46,12 +55,7 @@ from agentmesh.inference.engine.store import (
 from agentmesh.inference.engine.toolchain import Toolchain, default_jobs, detect_flavor, find_toolchain
 from agentmesh.inference.logic.engine_output import progress_of
 
-LOCK_WAIT_S: Final = 3 * 3600.0  # another build before ours; CUDA on a small machine takes over an hour
-CONFIGURE_TIMEOUT_S: Final = 900.0
-BUILD_TIMEOUT_S: Final = 6 * 3600.0
-CHECK_TIMEOUT_S: Final = 60.0
-NEEDED_BYTES: Final = {"cpu": 600_000_000, "cuda": 4_000_000_000}  # sdist 77 MB, source 57 MB, build 107 MB (cpu)
-NEEDED_OTHER_BYTES: Final = 2_000_000_000
+NEEDED_BYTES: Final = {"cpu": CPU_BUILD_BYTES, "cuda": CUDA_BUILD_BYTES}
 LOG_NAME: Final = "engine-install.log"
 _WORK: Final = ".work-"
 _OLD: Final = ".old-"
@@ -85,6 +89,7 @@ def install(request: InstallRequest, say: Say, progress: Callable[[str, int], No
 
     Raises:
         BuildFailed: tools are missing, the source is not the pinned one, or a step failed; nothing is left behind.
+        HomeError: the home cannot be used.
         UnknownFlavor: there is none of this name.
         KeyboardInterrupt: also for SIGTERM and SIGHUP; no compiler runs on, nothing is left behind.
     """
@@ -93,6 +98,7 @@ def install(request: InstallRequest, say: Say, progress: Callable[[str, int], No
     target = store / build_key(request.pin, flavor)
     if not request.force and (there := read_build(target)) is not None:
         return Installed(there, was_there=True)
+    request.home.prepare()  # the log goes there
     _make_store(store)
     with _locked(store, say), _signals_interrupt():
         if not request.force and (there := read_build(target)) is not None:
@@ -169,7 +175,7 @@ def _clear_leftovers(store: Path) -> None:
 
 
 def _check_space(store: Path, flavor: str) -> None:
-    needed = NEEDED_BYTES.get(flavor, NEEDED_OTHER_BYTES)
+    needed = NEEDED_BYTES.get(flavor, OTHER_BUILD_BYTES)
     free = shutil.disk_usage(store).free
     if free < needed:
         raise BuildFailed(
@@ -212,7 +218,6 @@ def _build(request: InstallRequest, flavor: str, work: Path, say: Say, progress:
 
 def _new_log(home: Home) -> Path:
     try:
-        home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = home.logs / LOG_NAME
         log.write_bytes(b"")
     except OSError as error:
@@ -304,6 +309,9 @@ def _put(ready: Path, target: Path, store: Path) -> None:
         ready.rename(target)
     except OSError as error:
         raise BuildFailed(f"The build could not be put into {target}: {error.strerror}.") from error
+    finally:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
 
 

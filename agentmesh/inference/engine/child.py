@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -21,17 +22,17 @@ from typing import IO, Final, cast
 import psutil
 
 from agentmesh.inference.engine.errors import BuildFailed
+from agentmesh.inference.engine.limits import GRACE_S, MAX_ERROR_LINES, MAX_LINE_BYTES, TAIL_LINES
 
-GRACE_S: Final = 5.0
-TAIL_LINES: Final = 12
-MAX_LINE_BYTES: Final = 65_536
+_ERROR: Final = re.compile(r"\b(fatal )?error\b[: ]|undefined reference|no space left|quota exceeded", re.IGNORECASE)
 _POLL_MS: Final = 250
 _READ_BYTES: Final = 65_536
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a step ended. `code` is None when its time was over (`late`); `tail` is the last lines of its output."""
+    """How a step ended. `code` is None when its time was over (`late`); `tail` is the last lines of its output, after the
+    first ones that name an error, when those came earlier."""
 
     code: int | None
     tail: str
@@ -91,11 +92,12 @@ def _follow(
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     last: deque[str] = deque(maxlen=TAIL_LINES)
+    errors: list[str] = []
     rest = b""
     open_ = True
     while open_ or process.poll() is None:
         if time.monotonic() >= deadline:
-            return "\n".join(last), True
+            return _tail(errors, last), True
         if not open_:
             time.sleep(_POLL_MS / 1000)
         elif poller.poll(_POLL_MS):
@@ -107,12 +109,19 @@ def _follow(
             for line in lines:
                 text = line.decode("utf-8", "replace").rstrip("\r")
                 last.append(text)
+                if len(errors) < MAX_ERROR_LINES and _ERROR.search(text):
+                    errors.append(text)
                 on_line(text)
         elif process.poll() is not None:
             break  # ended, and silent: a child that it left may hold the pipe for ever
     if rest:
         last.append(rest.decode("utf-8", "replace"))
-    return "\n".join(last), False
+    return _tail(errors, last), False
+
+
+def _tail(errors: list[str], last: deque[str]) -> str:
+    earlier = [line for line in errors if line not in last]
+    return "\n".join([*earlier, "…", *last] if earlier else last)
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

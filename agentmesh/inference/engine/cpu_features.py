@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from agentmesh.inference.engine.limits import SYSCTL_TIMEOUT_S
 from agentmesh.inference.engine.run_program import run_bounded
 
 # Only what compilers emit code for: kernels add flags for mitigations and timers, and an update of the kernel must not
@@ -19,7 +20,6 @@ _EMITTED: Final = re.compile(
     r"|clflushopt|clwb|xsave|serialize|tsxldtrk|fsgsbase|pku|xop|tbm|lwp|3dnow)\w*$"
 )
 CPUINFO: Final = Path("/proc/cpuinfo")
-SYSCTL_TIMEOUT_S: Final = 5.0
 
 
 def features_in(cpuinfo: str) -> frozenset[str]:

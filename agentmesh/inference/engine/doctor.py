@@ -24,13 +24,12 @@ from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.paths import MAX_SOCKET_PATH_BYTES
 from agentmesh.inference.engine.engine import Engine, EngineSearch, FoundEngine
 from agentmesh.inference.engine.errors import TWO_WAYS
+from agentmesh.inference.engine.limits import START_TIMEOUT_S, STOP_GRACE_S
 from agentmesh.inference.engine.locate import find_engines, foreign_builds, named_folder
 from agentmesh.inference.engine.pin import load_pin
 from agentmesh.inference.engine.probe import missing_flags, probe, question_environment
 from agentmesh.inference.engine.toolchain import detect_flavor
 
-START_TIMEOUT_S: Final = 30.0
-STOP_GRACE_S: Final = 5.0
 _POLL_S: Final = 0.05
 _TAIL_BYTES: Final = 1_000
 

@@ -19,12 +19,10 @@ import psutil
 
 from agentmesh.inference.engine.engine import Device, Engine
 from agentmesh.inference.engine.errors import EngineFailed
+from agentmesh.inference.engine.limits import MAX_CARDS, TOOL_TIMEOUT_S
 from agentmesh.inference.engine.probe import devices_now
 from agentmesh.inference.engine.run_program import ask
 from agentmesh.inference.logic.hardware_output import read_cpu_model, read_nvidia_smi, read_pci_vendor, read_rocm_smi
-
-TOOL_TIMEOUT_S: Final = 15.0  # nvidia-smi loads the driver first when nothing else uses it: 1-8 s
-MAX_CARDS: Final = 64
 
 SEEN_BY_ENGINE: Final = "engine"
 SEEN_BY_NVIDIA: Final = "nvidia-smi"

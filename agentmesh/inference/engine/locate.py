@@ -21,6 +21,7 @@ from agentmesh.inference.engine.engine import (
     EngineSearch,
     FoundEngine,
 )
+from agentmesh.inference.engine.limits import MAX_PATH_FOLDERS
 from agentmesh.inference.engine.pin import FLAVORS, load_pin
 from agentmesh.inference.engine.store import GGUF_SPLIT, IMATRIX, RPC_SERVERS, SERVER, builds, stores
 
@@ -29,7 +30,6 @@ EMBEDDED_MODULE: Final = "agentmesh.inference.engine.embedded"
 EMBEDDED_PACKAGE: Final = "xllamacpp"
 # Where programs lie below a folder that people name: itself, an installation, llama.cpp's own build tree.
 _BELOW: Final = ("", "bin", "build/bin")
-MAX_PATH_FOLDERS: Final = 256
 
 
 def find_engines(search: EngineSearch) -> list[FoundEngine]:

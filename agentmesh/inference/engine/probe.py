@@ -13,9 +13,10 @@ from typing import Final
 
 from agentmesh.inference.engine.engine import Device, Engine, EngineSearch, FoundEngine
 from agentmesh.inference.engine.errors import TWO_WAYS, EngineFailed, EngineMissing, EngineTooOld
+from agentmesh.inference.engine.limits import MAX_OUTPUT_BYTES, MAX_REMEMBERED, PROBE_TIMEOUT_S
 from agentmesh.inference.engine.locate import find_engines, foreign_builds, named_folder
 from agentmesh.inference.engine.pin import check_flavor
-from agentmesh.inference.engine.run_program import MAX_OUTPUT_BYTES, Ran, ask
+from agentmesh.inference.engine.run_program import Ran, ask
 from agentmesh.inference.logic.engine_output import (
     flavor_of,
     read_devices,
@@ -24,9 +25,6 @@ from agentmesh.inference.logic.engine_output import (
     read_version,
 )
 
-# A CUDA start takes 1-5 s, on machines with eight GPUs up to 15; importing the embedded engine about 1.
-PROBE_TIMEOUT_S: Final = 30.0
-MAX_REMEMBERED: Final = 64
 SHOWN_LINES: Final = 4
 # Options that server_arguments cannot do without; each line names what would do as well.
 NEEDED: Final = (

@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Final, cast
 
-MAX_OUTPUT_BYTES: Final = 2 * 1024 * 1024  # llama-server --help is 59 kB
+from agentmesh.inference.engine.limits import LINGER_S, MAX_OUTPUT_BYTES
+
 _POLL_S: Final = 0.05
-# How long output is awaited after the program itself ended: a child that it left may hold the pipe for ever.
-_LINGER_S: Final = 0.5
 _READ_BYTES: Final = 65_536
 
 
@@ -85,7 +84,7 @@ def _collect(
         now = time.monotonic()
         if ended_at is None and _has_ended(process):
             ended_at = now
-        if ended_at is not None and now - ended_at >= _LINGER_S:
+        if ended_at is not None and now - ended_at >= LINGER_S:
             return bytes(collected), False, False
         if now >= deadline:
             return bytes(collected), ended_at is None, False

@@ -12,16 +12,17 @@ import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, cast
+from typing import IO, cast
 
 from agentmesh.inference.engine.child import Stopped, run_logged
 from agentmesh.inference.engine.errors import BuildFailed
+from agentmesh.inference.engine.limits import (
+    DOWNLOAD_TIMEOUT_S,
+    MAX_SDIST_FILES,
+    MAX_UNPACKED_BYTES,
+    VENV_TIMEOUT_S,
+)
 from agentmesh.inference.engine.pin import PinnedSource
-
-DOWNLOAD_TIMEOUT_S: Final = 1800.0  # 77 MB at 0.35 Mbit/s
-VENV_TIMEOUT_S: Final = 120.0
-MAX_FILES: Final = 20_000  # 3,884 in 0.3.36
-MAX_UNPACKED_BYTES: Final = 1 << 30  # 57 MB of parts in 0.3.36
 
 
 def check_sdist(path: Path, source: PinnedSource) -> None:
@@ -102,7 +103,7 @@ def unpack(sdist: Path, source: PinnedSource, target: Path, progress: Callable[[
                 if inner is None or member.isdir():
                     continue
                 files, size = files + 1, size + member.size
-                if not member.isreg() or files > MAX_FILES or size > MAX_UNPACKED_BYTES:
+                if not member.isreg() or files > MAX_SDIST_FILES or size > MAX_UNPACKED_BYTES:
                     raise BuildFailed(f"{sdist.name} holds what a source does not: {member.name}. Nothing was built.")
                 _write(archive, member, target / inner)
                 progress(files)

@@ -16,12 +16,11 @@ import msgspec
 
 from agentmesh.core.paths import Home
 from agentmesh.inference.engine.cpu_features import cpu_features
+from agentmesh.inference.engine.limits import MAX_BUILDS, MAX_RECORD_BYTES
 from agentmesh.inference.engine.pin import FLAVORS, Pin
 
 CACHE_VARIABLE: Final = "AGENTMESH_ENGINE_CACHE"
 RECORD: Final = "build.json"
-MAX_RECORD_BYTES: Final = 65_536
-MAX_BUILDS: Final = 256  # looked at in one store
 SERVER: Final = "llama-server"
 RPC_SERVERS: Final = ("ggml-rpc-server", "rpc-server")  # the second name in older builds
 GGUF_SPLIT: Final = "llama-gguf-split"

@@ -15,10 +15,8 @@ from typing import Final
 import psutil
 
 from agentmesh.inference.engine.errors import BuildFailed
+from agentmesh.inference.engine.limits import MAX_JOBS, MEMORY_PER_JOB_BYTES
 
-# One g++ on llama.cpp's largest files takes up to 1.2 GB (server-context.cpp, measured 0.9; nvcc somewhat more).
-MEMORY_PER_JOB_BYTES: Final = 1_500_000_000
-MAX_JOBS: Final = 64
 CUDA_FOLDERS: Final = ("/usr/local/cuda", "/opt/cuda")
 ROCM_FOLDERS: Final = ("/opt/rocm",)
 

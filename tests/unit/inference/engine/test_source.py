@@ -79,10 +79,10 @@ def test_an_archive_that_would_write_elsewhere_is_refused(
 
 def test_an_archive_is_bounded_in_files_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = archive(tmp_path / "s.tar.gz", (f"{INNER}/src/a", b"123"), (f"{INNER}/src/b", b"123"))
-    monkeypatch.setattr(source, "MAX_FILES", 2)
+    monkeypatch.setattr(source, "MAX_SDIST_FILES", 2)
     with pytest.raises(BuildFailed, match="src/b"):
         unpack(tmp_path / "s.tar.gz", pin, tmp_path / "one", lambda _: None)
-    monkeypatch.setattr(source, "MAX_FILES", 20)
+    monkeypatch.setattr(source, "MAX_SDIST_FILES", 20)
     monkeypatch.setattr(source, "MAX_UNPACKED_BYTES", 14)
     with pytest.raises(BuildFailed, match="src/b"):
         unpack(tmp_path / "s.tar.gz", pin, tmp_path / "two", lambda _: None)
