@@ -232,7 +232,8 @@ class GossipDriver:
             if wait_s > 0:
                 self._wake.clear()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # wait_for may lose a cancellation
+                        await self._wake.wait()
                     continue  # an event came in between: the deadline may have moved
                 except TimeoutError:
                     pass

@@ -70,7 +70,8 @@ class Upkeep:
             self._wake.clear()
             if wait_s > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # wait_for may lose a cancellation
+                        await self._wake.wait()
             is_round = loop.time() >= next_round
             if is_round:
                 next_round, rounds = loop.time() + EVERY_S, rounds + 1
