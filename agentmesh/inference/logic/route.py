@@ -21,7 +21,13 @@ Key: TypeAlias = tuple[bytes, str]
 
 @dataclass(slots=True)
 class Place:
-    """What this proxy knows of one host of one model."""
+    """What this proxy knows of one host of one model.
+
+    Attributes:
+        in_flight: requests that it was given and that did not end.
+        busy_until_s: when it may be asked again after it said that it is busy; 0 if that is not the last it said.
+        breaker: whether it may be asked at all.
+    """
 
     in_flight: int = 0
     busy_until_s: float = 0.0
@@ -69,7 +75,7 @@ def choose(
 
     Args:
         out: peers that are suspect or dead.
-        avoid: hosts that this request was tried at.
+        avoid: hosts that this request was tried at; one that was only busy may be among them, and is waited for.
         own_only: peers are not asked.
         tokens: about how many the request has; hosts with a shorter context come later. 0: unknown.
     """
@@ -120,7 +126,7 @@ def _is_possible(
         choice.loading += 1
     elif target.engine is None and target.node in out:
         choice.away += 1
-    elif key in avoid:
+    elif key in avoid and not place.busy_until_s:  # who was only busy may be asked again, later
         choice.tried += 1
     elif not place.breaker.admits(now_s):
         choice.broken += 1

@@ -163,6 +163,7 @@ class Dispatcher:
         breaker = place.breaker
         if outcome is Outcome.ANSWERED:
             breaker.succeeded(lease.ticket)
+            place.busy_until_s = min(place.busy_until_s, now_s)  # a slot of it is free again
             self._took(key[1], now_s - lease.began_s)
         elif outcome is Outcome.BUSY:
             breaker.reached(lease.ticket, now_s)
@@ -171,6 +172,7 @@ class Dispatcher:
         elif outcome is Outcome.CANCELLED:
             breaker.undecided(lease.ticket)
         else:
+            place.busy_until_s = 0.0
             breaker.failed(lease.ticket, now_s, reached=outcome in _REACHED_FAILURES)
         self._drop_unused(key)
         self._queues.serve()

@@ -129,3 +129,9 @@ def test_one_decision_compares_a_bounded_number_of_hosts() -> None:
         taken |= _with(target, 2)
     assert _choose(many, taken).verdict is Verdict.FULL
     assert _choose(many, taken, out={target.node for target in many[:5]}).target == many[-1]
+
+
+def test_a_host_that_was_only_busy_is_waited_for_though_it_was_tried() -> None:
+    busy = _with(at(1), 0, busy_until_s=101.0)
+    assert _choose([at(1)], busy, avoid={at(1).key}).verdict is Verdict.FULL
+    assert _choose([at(1)], busy, avoid={at(1).key}, now_s=101.0).target == at(1)

@@ -191,6 +191,16 @@ async def test_a_busy_peer_is_not_asked_again_at_once_but_waited_for() -> None:
     assert (await task).target.node == peer(1)
 
 
+async def test_an_answer_of_a_busy_peer_shows_that_it_has_room_again() -> None:
+    world = World()
+    await world.offer(1, model())
+    first, second = fill(world)
+    second.release(Outcome.BUSY, retry_after_s=BUSY_MAX_S)
+    task = await ask(world, avoid=frozenset({second.target.key}))
+    first.release(Outcome.ANSWERED)
+    assert (await task).target.node == peer(1)
+
+
 async def test_a_peer_cannot_say_to_be_busy_for_longer_than_the_bound() -> None:
     world = World()
     await world.offer(1, model())
