@@ -182,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    os.write(2, text.encode() + b"\n")  # one write: others write to the same pipe
 
 
 def help_text(without: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class Machine:
     def __init__(self, obeys_kill: bool) -> None:
         self.life = Lifecycle(LIMITS)
         self.now_ms = 0
-        self.pending = self.alive = self.killed = False
+        self.pending = self.alive = self.killed = self.asked = False
         self.obeys_kill = obeys_kill
         self.spawns = self.pids = 0
 
@@ -65,6 +65,7 @@ class Machine:
                 assert self.alive and self.killed
             case Probe():
                 assert self.alive
+                self.asked = True
             case _:
                 pass
 
@@ -102,6 +103,9 @@ class Machine:
         for _ in range(MAX_QUIET_WAKES):
             if self.killed and self.alive and self.obeys_kill:
                 self.step("exits", 1)
+            if self.asked:
+                self.asked = False
+                self.step("unhealthy", 1)
             wake_ms = self.life.next_wake_ms()
             if wake_ms is None:
                 return

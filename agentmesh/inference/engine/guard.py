@@ -256,7 +256,7 @@ class Guard:
         for descriptor in (waking, wake):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _nothing)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # its arrival wakes poll()
         signal.signal(signal.SIGTERM, self._on_term)
         poller = select.poll()
         for descriptor in (0, self._output, waking):
@@ -288,7 +288,7 @@ class Guard:
         self._terminate(self._orphan_grace_s)
 
     def _read_control(self) -> bool:
-        """Take commands in; False at the pipe's end."""
+        """Take commands in; False at its end."""
         data = os.read(0, READ_BYTES)
         *lines, self._control = (self._control + data).split(b"\n")
         self._control = self._control[:MAX_CONTROL_BYTES]
@@ -321,13 +321,16 @@ class Guard:
             self._kill_at = time.monotonic() + LOOK_MS / 1000  # and again, for what was forked meanwhile
 
     def _signal_all(self, number: int) -> None:
-        """The engine's group while its number is its own, and every descendant of this process."""
-        if self._status is None or not hasattr(os, "waitid"):
+        """The engine's group while its number is its own, and every descendant outside of it: each once: llama-server
+        takes a second SIGTERM for an order to drop everything."""
+        has_group = self._status is None or not hasattr(os, "waitid")
+        if has_group:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+                if not has_group or os.getpgid(pid) != self._pid:
+                    os.kill(pid, number)
 
     def _reap(self) -> bool:
         """Take in children that ended; whether the engine itself has."""
@@ -367,10 +370,6 @@ class Guard:
             for _ in range(64):  # a pipe holds 64 KiB, on some systems 1 MiB
                 if not self._read_output():
                     return
-
-
-def _nothing(_number: int, _frame: object) -> None:
-    """Its arrival wakes poll()."""
 
 
 def set_process_option(option: int, value: int) -> None:

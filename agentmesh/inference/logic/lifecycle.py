@@ -38,7 +38,7 @@ class LifecycleLimits:
     """The bounds of an engine's life.
 
     Attributes:
-        stall_ms: without any sign of progress, until an engine that does not answer is given up.
+        stall_ms: without an answer or any sign of progress, until an engine is given up.
         loading_ms: of loading in all, progress or not.
         probe_loading_ms: between questions for health while it loads; how late "ready" is noticed at most.
         probe_ready_ms: the same while it is ready.
@@ -180,7 +180,7 @@ class Lifecycle:
     since_ms: int = 0  # when this state began
     restarts: int = 0  # in a row
     _was_ready: bool = False  # since StartRequested
-    _progress_ms: int = 0  # the last sign of life
+    _silent_ms: int | None = None  # the first question without an answer since the last sign of life
     _probe_ms: int = 0  # the next question for health
     _again_ms: int = 0  # BACKOFF: the next start
     _kill_ms: int | None = None  # STOPPING: when SIGKILL is due; None: it was sent
@@ -205,8 +205,10 @@ class Lifecycle:
                 self._on_spawn_failed(event, now_ms)
             case HealthAnswered():
                 self._on_healthy(now_ms)
+            case HealthFailed() if self._silent_ms is None:
+                self._silent_ms = now_ms
             case ProgressSeen():
-                self._progress_ms = now_ms
+                self._silent_ms = None
             case Exited():
                 self._on_exit(event, now_ms)
             case HealthFailed() | TimePassed():
@@ -262,7 +264,7 @@ class Lifecycle:
         if self.state is not State.STARTING:
             return
         self.pid = event.pid
-        self._progress_ms = now_ms
+        self._silent_ms = None
         if self._stop_wanted:
             self._end(self._grace_ms, "", now_ms)
             return
@@ -274,7 +276,7 @@ class Lifecycle:
             self._ended(event.reason, now_ms)
 
     def _on_healthy(self, now_ms: int) -> None:
-        self._progress_ms = now_ms
+        self._silent_ms = None
         if self.state is State.LOADING:
             self._was_ready = True
             self._probe_ms = now_ms + self.limits.probe_ready_ms
@@ -301,7 +303,7 @@ class Lifecycle:
         """Of an engine that runs: probes, and patience that ends."""
         if self.state is State.READY and now_ms - self.since_ms >= self.limits.stable_ms:
             self.restarts = 0
-        silent_ms = now_ms - self._progress_ms
+        silent_ms = 0 if self._silent_ms is None else now_ms - self._silent_ms
         if silent_ms >= self.limits.stall_ms:
             what = "became ready" if self.state is State.LOADING else "answered"
             reason = f"It never {what}: for {silent_ms // SECOND_MS} s it used no CPU time and wrote no log."

@@ -54,6 +54,11 @@ class Life:
         self.now_ms += ms
         return self.machine.handle(event, self.now_ms)
 
+    def silent(self, ms: int) -> list[Effect]:
+        """No answer, and none after so long."""
+        self.on(HealthFailed())
+        return self.after(ms, HealthFailed())
+
     def on(self, event: Event) -> list[Effect]:
         return self.after(0, event)
 
@@ -179,7 +184,7 @@ def test_being_ready_for_long_clears_the_count() -> None:
 def test_loading_goes_on_as_long_as_there_is_progress() -> None:
     life = Life().until(State.LOADING)
     for _ in range(50):
-        life.after(59_000, HealthFailed())
+        life.silent(59_000)
         life.on(ProgressSeen())
     assert life.state is State.LOADING
 
@@ -187,7 +192,7 @@ def test_loading_goes_on_as_long_as_there_is_progress() -> None:
 def test_loading_without_progress_is_given_up() -> None:
     life = Life().until(State.LOADING)
     reason = "It never became ready: for 60 s it used no CPU time and wrote no log."
-    assert life.after(60_000, HealthFailed()) == [Report(State.STOPPING, reason), TERM]
+    assert life.silent(60_000) == [Report(State.STOPPING, reason), TERM]
     assert life.on(Exited("signal 15")) == [Report(State.FAILED, reason)]
 
 
@@ -203,14 +208,20 @@ def test_loading_has_an_end_even_with_progress() -> None:
 def test_a_ready_engine_that_hangs_is_ended_and_started_again() -> None:
     life = Life().until(State.READY)
     reason = "It never answered: for 60 s it used no CPU time and wrote no log."
-    assert life.after(60_000, HealthFailed()) == [Report(State.STOPPING, reason), TERM]
+    assert life.silent(60_000) == [Report(State.STOPPING, reason), TERM]
     assert life.on(Exited("signal 15")) == [Report(State.BACKOFF, reason)]
+
+
+def test_time_alone_is_no_silence() -> None:
+    life = Life().until(State.READY)
+    assert life.after(10_000_000, TimePassed()) == [Probe()]
+    assert life.state is State.READY
 
 
 def test_a_busy_engine_that_answers_no_health_lives_on() -> None:
     life = Life().until(State.READY)
     for _ in range(100):
-        life.after(30_000, HealthFailed())
+        life.silent(30_000)
         life.on(ProgressSeen())
     assert life.state is State.READY
 
@@ -252,7 +263,7 @@ def test_a_stop_while_the_process_fails_to_start_is_a_stop() -> None:
 
 def test_a_stop_of_one_that_is_ended_for_hanging_means_no_restart() -> None:
     life = Life().until(State.READY)
-    life.after(60_000, HealthFailed())
+    life.silent(60_000)
     life.on(StopRequested())
     assert life.on(Exited("x")) == [Report(State.STOPPED, "")]
 
