@@ -229,7 +229,7 @@ def _place(status: Mapping[str, Any]) -> str:
 
 
 def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 100_000_000 else f"{size_bytes / 1e6:.1f} MB"
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 # ------------------------------------------------------------------ for `agentmesh status`, and for a node that is ready
@@ -258,14 +258,13 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     Console(soft_wrap=True).print(table)
 
 
-LAUNCHED: Final = ("claude", "opencode", "goose", "pi")
-
-
 def launch_hints(api_port: int, model: str) -> str:
     """How agents use a model that is ready: a command for each, and the plain environment for everything else."""
+    from agentmesh.launchers.agents import AGENTS
+
     base = f"http://localhost:{api_port}"
     name = model if model.replace("-", "").replace(".", "").replace("_", "").isalnum() else f"'{model}'"
-    commands = [f"  agentmesh {agent} --model {name}" for agent in LAUNCHED]
+    commands = [f"  agentmesh {agent.name} --model {name}" for agent in AGENTS]
     environment = [
         f"  OPENAI_BASE_URL={base}/v1 OPENAI_API_KEY=local OPENAI_MODEL={name}",
         f"  ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=local ANTHROPIC_MODEL={name}",

@@ -1,23 +1,19 @@
-"""What a running engine says of itself: the context and slots that it really has. Asked once it is ready.
-
-Owns two GET requests with small limits; a few an engine's life, so a plain client will do.
-"""
+"""What a running engine says of itself: the context and slots that it really has. Asked once it is ready."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from agentmesh.inference.engine.errors import EngineFailed
+from agentmesh.inference.engine.health import ask_engine
 from agentmesh.inference.logic.target import EngineAddress
 
-if TYPE_CHECKING:
-    import httpx2
+TIMEOUT_S: Final = 10.0  # a large model that was just loaded may be slow to begin
 
-TIMEOUT_S: Final = 10.0
-MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024  # /props carries the chat template
+T = TypeVar("T")
 
 
 class _Generation(msgspec.Struct):
@@ -46,35 +42,26 @@ class EngineSays:
     model_ids: tuple[str, ...]
 
 
-async def ask_engine(address: EngineAddress) -> EngineSays:
+async def ask_serving(address: EngineAddress) -> EngineSays:
     """Ask for /props and /v1/models.
 
     Raises:
         EngineFailed: it does not answer, or says something else than llama-server would.
     """
-    import httpx2
-
-    transport = httpx2.AsyncHTTPTransport(uds=address.socket)
-    base = "http://localhost" if address.socket is not None else f"http://127.0.0.1:{address.port}"
-    headers = {"Authorization": f"Bearer {address.api_key}"} if address.api_key is not None else {}
-    try:
-        async with httpx2.AsyncClient(
-            transport=transport, base_url=base, headers=headers, timeout=TIMEOUT_S, trust_env=False
-        ) as client:
-            props = msgspec.json.decode(await _get(client, "/props"), type=_Props)
-            models = msgspec.json.decode(await _get(client, "/v1/models"), type=_Models)
-    except (httpx2.HTTPError, msgspec.MsgspecError, OSError) as error:
-        raise EngineFailed(f"The engine is ready but does not say what it serves ({error}).") from error
+    props = await _json(address, "/props", _Props)
+    models = await _json(address, "/v1/models", _Models)
     context = max(props.default_generation_settings.n_ctx, 0)
     return EngineSays(context, max(props.total_slots, 0), tuple(model.id for model in models.data))
 
 
-async def _get(client: httpx2.AsyncClient, path: str) -> bytes:
-    async with client.stream("GET", path) as response:
-        response.raise_for_status()
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                raise EngineFailed(f"The engine's answer to {path} is longer than {MAX_ANSWER_BYTES} bytes.")
-    return bytes(body)
+async def _json(address: EngineAddress, path: str, shape: type[T]) -> T:
+    answer = await ask_engine(address, path, timeout_s=TIMEOUT_S)
+    head, _, body = (answer or b"").partition(b"\r\n\r\n")
+    if head.split(b" ", 2)[1:2] != [b"200"]:
+        raise EngineFailed(f"The engine is ready but does not answer {path}.")
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(
+            f"The engine answers {path} with something else than llama-server would ({error})."
+        ) from error

@@ -120,9 +120,10 @@ class ModelService:
         named += [LoadRequest(path, is_path=True) for path in self._settings.ggufs]
         seen = {(request.model, request.is_path) for request in named}
         again = [one for one in self._remembered.load() if (one.model, one.is_path) not in seen]
-        for request in (*named, *again)[:MAX_SERVED]:
-            run = self._new_run(request)
-            self._work[run] = self._tasks.spawn(self._serve_from_start(run), name=f"serve {request.model}")
+        for number, request in enumerate((*named, *again)[:MAX_SERVED]):
+            run, is_again = self._new_run(request), number >= len(named)
+            work = self._serve_from_start(run, is_again=is_again)
+            self._work[run] = self._tasks.spawn(work, name=f"serve {request.model}")
 
     async def stop(self, grace_s: float | None = None) -> None:
         """End every engine, each within `grace_s` of being asked to (None: the engines' own grace). What is remembered stays."""
@@ -268,7 +269,7 @@ class ModelService:
         if not candidates:
             there = ", ".join(run.id for run in self._runs)
             raise NotServed(f"This node serves no '{name}'. It serves: {there or 'nothing'}.")
-        return candidates[0]
+        return min(candidates, key=lambda run: run.state == ModelState.FAILED)
 
     async def _make_way(self, run: ModelRun) -> None:
         """See that no other model has this one's id. One that has failed gives way.
@@ -288,12 +289,15 @@ class ModelService:
                 f"To load another file or other settings under this id, first run: agentmesh unload {other.id}"
             )
 
-    async def _serve_from_start(self, run: ModelRun) -> None:
+    async def _serve_from_start(self, run: ModelRun, *, is_again: bool) -> None:
         """A model of the command line, or one that is remembered: it waits for memory, and its failure stays visible."""
         try:
             await run.locate()
             await self._make_way(run)
         except AgentMeshError as error:
+            if is_again and isinstance(error, AlreadyServed):  # what the user named this time counts
+                await self._remove(run)
+                return
             await self._failed(run, error)
             return
         await self._serve(run, wait=True)

@@ -12,7 +12,7 @@ from agentmesh.inference.logic.target import Capability
 def capabilities_of(facts: ModelFacts, known: Iterable[str], *, projector: bool) -> tuple[str, ...]:
     """The capabilities, sorted. `known` are the catalog's; `vision` needs the projector to be here, whatever it says."""
     if embeds(facts):
-        return (Capability.EMBEDDING,)
+        return (str(Capability.EMBEDDING),)
     found = {Capability.COMPLETION, *(one for one in Capability if one in set(known))} - {Capability.VISION}
     if facts.chat_template:
         found.add(Capability.CHAT)
@@ -22,4 +22,4 @@ def capabilities_of(facts: ModelFacts, known: Iterable[str], *, projector: bool)
             found.add(Capability.REASONING)
     if projector:
         found.add(Capability.VISION)
-    return tuple(sorted(found))
+    return tuple(sorted(str(one) for one in found))
