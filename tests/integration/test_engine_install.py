@@ -184,6 +184,9 @@ def test_a_failed_configuration_is_told_as_such(world: World) -> None:
     with pytest.raises(BuildFailed, match=r"(?s)could not be configured.*no CUDA"):
         world.install()
     assert world.left() == []
+    program(world.bin / "nvcc", "")
+    with pytest.raises(BuildFailed, match=r"(?s)cuBLAS with its headers too.*no CUDA"):
+        world.install(flavor="cuda")
 
 
 def test_a_build_that_takes_for_ever_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ from agentmesh.inference.engine.store import (
     read_build,
     store_to_build_in,
 )
-from agentmesh.inference.engine.toolchain import Toolchain, default_jobs, detect_flavor, find_toolchain
+from agentmesh.inference.engine.toolchain import ALSO_NEEDED, Toolchain, default_jobs, detect_flavor, find_toolchain
 from agentmesh.inference.logic.engine_output import progress_of
 
 NEEDED_BYTES: Final = {"cpu": CPU_BUILD_BYTES, "cuda": CUDA_BUILD_BYTES}
@@ -242,7 +242,7 @@ def _compile(
         environ=tools.environ,
         timeout_s=CONFIGURE_TIMEOUT_S,
     )
-    _check_step("configured", configured, log, work)
+    _check_step("configured", configured, log, work, ALSO_NEEDED.get(flavor, ""))
     shown = -1
 
     def follow(line: str) -> None:
@@ -264,17 +264,15 @@ def _compile(
     _check_step("compiled", compiled, log, work)
 
 
-def _check_step(what: str, step: Stopped, log: Path, work: Path) -> None:
+def _check_step(what: str, step: Stopped, log: Path, work: Path, hint: str = "") -> None:
     if step.code == 0:
         return
     if re.search(r"no space left on device|disk quota exceeded", step.tail, re.IGNORECASE):
         raise BuildFailed(f"The disk of {work.parent} filled up; free some space and run the command again.")
     if re.search(r"killed signal terminated|out of memory|fatal error: Killed", step.tail, re.IGNORECASE):
-        hint = " The compiler ran out of memory: try `agentmesh engine install --jobs 1`."
-    else:
-        hint = ""
+        hint = "The compiler ran out of memory: try `agentmesh engine install --jobs 1`."
     why = "it was not done in time" if step.late else f"exit status {step.code}"
-    raise BuildFailed(f"llama.cpp could not be {what} ({why}).{hint}\n{step.tail}\nThe full log is {log}.")
+    raise BuildFailed(f"llama.cpp could not be {what} ({why}). {hint}\n{step.tail}\nThe full log is {log}.")
 
 
 def _collect(pin: Pin, work: Path) -> Path:

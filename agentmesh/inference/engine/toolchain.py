@@ -28,6 +28,12 @@ _PACKAGES: Final = {
     "hipcc": "hipcc of ROCm (apt install rocm-hip-sdk, or AMD's own packages)",
     "glslc": "glslc and the Vulkan headers (apt install glslc libvulkan-dev spirv-headers; macOS: the LunarG SDK)",
 }
+# Said when CMake cannot configure a flavour whose compiler is there.
+ALSO_NEEDED: Final = {
+    "cuda": "The cuda flavour needs the whole CUDA toolkit: cuBLAS with its headers too.",
+    "rocm": "The rocm flavour needs hipBLAS and rocBLAS with their headers too.",
+    "vulkan": "The vulkan flavour needs the headers of Vulkan and SPIR-V too (libvulkan-dev, spirv-headers).",
+}
 
 
 @dataclass(frozen=True)
