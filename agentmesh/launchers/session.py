@@ -17,6 +17,7 @@ from typing import Final
 
 import agentmesh
 from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
+from agentmesh.control.tokens import JOIN_VARIABLE
 from agentmesh.core.paths import Home
 from agentmesh.launchers import files
 from agentmesh.launchers.api import Api, FoundApi, ModelWait, Say, base_url, release, running_api, start_api
@@ -78,7 +79,7 @@ class Session:
         if self._program is None and app is None:
             raise AgentMissing(self._missing())
         found = running_api(self._home, self._order.port, self._key, self._say)
-        fresh = found is None
+        fresh = found is None and self._has_mesh()
         if found is None:
             found = start_api(self._home, self._say)
         try:
@@ -114,6 +115,10 @@ class Session:
         return wish, self._plan(wish)
 
     # ------------------------------------------------------------------ steps
+
+    def _has_mesh(self) -> bool:
+        """Whether a node that starts here has others to wait for; else it founds a mesh of its own."""
+        return self._home.current_mesh.exists() or bool(self._environ.get(JOIN_VARIABLE, "").strip())
 
     def _prepare(self, found: FoundApi, models: tuple[MeshModel, ...], model: MeshModel) -> Launch:
         wish = self._wish(found, models, model)

@@ -202,6 +202,7 @@ def test_the_node_that_was_started_is_released_however_the_launch_ends(
     world: World, api: ModelApi, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
     FakeAgent(world.bin, "claude")
+    world.environ["AGENTMESH_JOIN"] = "amesh1.x"
     events: list[str] = []
 
     @contextmanager
@@ -225,6 +226,21 @@ def test_the_node_that_was_started_is_released_however_the_launch_ends(
         monkeypatch.setattr("agentmesh.launchers.api.SETTLE_S", 0.0)
         assert world.session("claude").run() == 0
         assert events == ["attached", "detached", "released True"]
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_only_a_node_that_has_others_is_given_time_to_find_them(
+    world: World, api: ModelApi, monkeypatch: pytest.MonkeyPatch, member: bool
+) -> None:
+    FakeAgent(world.bin, "claude")
+    monkeypatch.setattr(module, "running_api", lambda *_: None)
+    monkeypatch.setattr(module, "start_api", lambda *_: FoundApi(api.url))
+    monkeypatch.setattr("agentmesh.launchers.api.SETTLE_S", 0.0)
+    if member:
+        world.home.meshes.mkdir(parents=True)
+        world.home.current_mesh.write_text("x")
+    world.session("claude").run()
+    assert any("waiting up to 10 s" in line for line in world.said) == member
 
 
 def test_goose_without_its_command_line_opens_the_app_on_macos(world: World, api: ModelApi) -> None:
