@@ -83,10 +83,11 @@ class Fetcher:
         self._sources = sources or HubOnly()
         self._settings = settings
 
-    def locate(self, request: LoadRequest) -> Located:
+    def locate(self, request: LoadRequest, stop: threading.Event) -> Located:
         """Which model is meant, and whether it is here. Asks the hub only when it is not.
 
         Raises:
+            DownloadStopped: `stop` was set.
             InvalidInput, UnknownModel, ModelFileUnusable, HubError and its kin: as their names say.
         """
         settings = self._settings()
@@ -99,7 +100,7 @@ class Fetcher:
             entry = entry_of(cached.repo, cached.path)
             names = _aliases(request.model, reference, entry, model_id(cached.path))
             return Located(model_id(cached.path), cached.file, _cached_projector(cached, cache), None, names, entry)
-        what = self._sources.plan(reference, Hub(settings))
+        what = self._sources.plan(reference, Hub(settings, pause=lambda seconds: _pause(seconds, stop)))
         entry = entry_of(what.model[0].repo, what.model[0].path)
         return Located(what.id, None, None, what, _aliases(request.model, reference, entry, what.id), entry)
 

@@ -29,7 +29,7 @@ from agentmesh.inference.logic.fit import Fit, Room, Wanted, batch_tokens, embed
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress, ServedModel
 from agentmesh.inference.memory import MemoryBook
-from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, ModelStatus, Progress
+from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, ModelStatus, NotServed, Progress
 from agentmesh.inference.threads import in_daemon_thread
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class ModelRun:
         self._progress: Progress | None = None
         self._parts = parts
         self._changed = changed
-        self._stop_download = threading.Event()
+        self._stop = threading.Event()
         self._is_holding = False
         self._was_ready = False
 
@@ -158,7 +158,8 @@ class ModelRun:
 
     async def locate(self) -> Located:
         """Find out which model is meant. Raises: see Fetcher.locate."""
-        self.located = await in_daemon_thread(lambda: self._parts.fetcher.locate(self.request), name="locate model")
+        work = lambda: self._parts.fetcher.locate(self.request, self._stop)  # noqa: E731 - for a thread
+        self.located = await self._unless_stopped(in_daemon_thread(work, name="locate model"))
         self._changed(self)
         return self.located
 
@@ -206,7 +207,7 @@ class ModelRun:
 
     async def end(self, grace_s: float | None = None) -> None:
         """Stop the download and the engine, and give the memory back once the engine is gone. May be called again."""
-        self._stop_download.set()
+        self._stop.set()
         if self.process is not None:
             await self.process.stop(grace_s)
             self.process = None
@@ -234,15 +235,19 @@ class ModelRun:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._downloaded, Progress(done_bytes, what.size_bytes))
 
-        try:
-            file, projector = await in_daemon_thread(
-                lambda: self._parts.fetcher.fetch(what, seen, self._stop_download), name="download model"
-            )
-        except DownloadStopped:
-            raise asyncio.CancelledError from None
-        finally:
-            self._stop_download.set()  # a cancelled await leaves the thread behind: it ends at its next bytes
+        work = lambda: self._parts.fetcher.fetch(what, seen, self._stop)  # noqa: E731 - for a thread
+        file, projector = await self._unless_stopped(in_daemon_thread(work, name="download model"))
         self.located = Located(located.id, file, projector, None, located.aliases, located.entry)
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """The thread's result. One that is left behind because the caller was cancelled ends at its next step."""
+        try:
+            return await work
+        except DownloadStopped:
+            raise NotServed(f"{self.id} was unloaded meanwhile.") from None
+        except asyncio.CancelledError:
+            self._stop.set()
+            raise
 
     def _downloaded(self, progress: Progress) -> None:
         self._progress = progress

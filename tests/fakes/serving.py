@@ -16,8 +16,8 @@ from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress
 from agentmesh.inference.memory import Machine
-from agentmesh.inference.serving_types import ModelState, ModelStatus
 from agentmesh.inference.service import ModelService
+from agentmesh.inference.serving_types import ModelState, ModelStatus
 from agentmesh.inference.settings import ServeSettings
 from tests.fakes.fake_engine import fake_engine
 

@@ -15,6 +15,7 @@ from agentmesh.inference.engine.errors import EngineMissing
 from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.models.errors import ModelFileUnusable, UnknownModel
+from agentmesh.inference.service import log_name
 from agentmesh.inference.serving_types import (
     AlreadyServed,
     DoesNotFit,
@@ -23,7 +24,6 @@ from agentmesh.inference.serving_types import (
     NotServed,
     ServesNothing,
 )
-from agentmesh.inference.service import log_name
 from agentmesh.inference.settings import ServeSettings
 from tests.fakes.serving import NODE, FakeRunning, World
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
@@ -106,7 +106,7 @@ async def test_two_files_with_one_stem_are_not_served_at_once(world: World, tiny
     (tmp_path / "other").mkdir()
     other = write_tiny(tmp_path / "other" / "tiny.gguf")[0]
     await world.service.load(path_request(tiny))
-    with pytest.raises(AlreadyServed, match="'tiny' is served here already.*first run: agentmesh unload tiny"):
+    with pytest.raises(AlreadyServed, match=r"'tiny' is served here already.*first run: agentmesh unload tiny"):
         await world.service.load(path_request(other))
     assert len(world.service.status()) == 1
 
@@ -138,7 +138,7 @@ async def test_a_damaged_file_is_refused_before_any_engine_runs(world: World, ti
 async def test_a_set_with_a_missing_part_is_refused(world: World, tmp_path: Path) -> None:
     files = write_tiny(tmp_path / "set.gguf", parts=3)
     files[1].unlink()
-    with pytest.raises(ModelFileUnusable, match="missing: set-00002-of-00003.gguf"):
+    with pytest.raises(ModelFileUnusable, match=r"missing: set-00002-of-00003\.gguf"):
         await world.service.load(path_request(files[0]))
 
 
