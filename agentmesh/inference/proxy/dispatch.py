@@ -91,6 +91,10 @@ class Dispatcher:
         """See ports.Dispatch."""
         return self._directory.models()
 
+    def queue_lengths(self) -> dict[str, int]:
+        """How many wait, by model; those for `auto` together."""
+        return self._queues.lengths()
+
     # ------------------------------------------------------------------ deciding
 
     def _ids(self, wanted: Wanted) -> tuple[str, ...]:
