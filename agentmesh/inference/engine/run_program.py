@@ -101,7 +101,10 @@ def _collect(
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether it ended. It is not reaped where that can be helped: its number must stay its own until the group is ended."""
     if hasattr(os, "waitid"):  # not on macOS before Python 3.13
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        try:
+            return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:  # SIGCHLD is ignored in this process: the kernel reaps
+            return True
     return process.poll() is not None
 
 
