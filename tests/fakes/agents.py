@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,7 @@ class AgentHome:
         self.work = self.root / "work"
         for name in ("work", "tmp", ".config", ".cache", ".local/share", ".local/state", "run"):
             (self.root / name).mkdir(parents=True, mode=0o700)
+        (self.root / ".profile").write_text(f"export PATH={shlex.quote(path)}\n")  # login shells set their own first
         self.environment = {
             "PATH": path,
             "HOME": str(self.root),

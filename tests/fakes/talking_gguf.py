@@ -26,17 +26,16 @@ import numpy as np
 
 ANSWER = "A mesh joins machines as equals: each serves models, and any may ask any other."
 CONTEXT_TOKENS = 131_072
-STRENGTH = (
-    4.0  # times √width is how far the next token is ahead of the others: 45 and more, so that sampling finds no other
-)
+STRENGTH = 4.0  # times √width, so 45 and more, is how far the next token is ahead: sampling finds no other
 HEADS = 4
 
-# Hermes' form of tools, which llama-server knows how to read back. Of a tool only the name is shown: every byte is a token.
+# Hermes' form of tools, which llama-server knows how to read back. Every byte is a token, and agents send 80,000 of them:
+# of tools only the names are shown, of long messages the beginning.
 _TEMPLATE_HEAD = (
     "{%- if tools %}<tools>{% for tool in tools %}{{ tool.function.name }} {% endfor %}</tools>\n{% endif -%}"
     "{%- for message in messages %}"
-    "{%- if message.role == 'tool' %}<tool_response>{{ message.content }}</tool_response>\n"
-    "{%- else %}<{{ message.role }}>{{ message.content or '' }}"
+    "{%- if message.role == 'tool' %}<tool_response>{{ (message.content | string)[:2000] }}</tool_response>\n"
+    "{%- else %}<{{ message.role }}>{{ ((message.content or '') | string)[:2000] }}"
     "{%- for call in message.tool_calls or [] %}\n<tool_call>\n"
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     "{%- endfor %}</s>\n"

@@ -1,0 +1,164 @@
+"""Real coding agents on a real mesh: started by `agentmesh <agent>` on a node without a model, answered by another node's engine.
+
+The model says one sentence and stops, and makes one tool call where it is asked to post (tests/fakes/talking_gguf.py); all else
+is as users have it: the agents from npm, the launchers, two nodes, llama.cpp. What the agents said is printed (`pytest -rP`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agentmesh.inference.engine.engine import Engine
+from tests.fakes.agents import AGENTS, AgentHome, AgentsMissing, InstalledAgents, installed_agents
+from tests.fakes.node_process import NodeHome, Nodes, Result, wait_for
+from tests.fakes.talking_gguf import ANSWER, Call, write_talking
+
+pytestmark = [pytest.mark.node_js, pytest.mark.timeout(700)]  # the first run installs the agents
+
+MODEL = "talking"
+QUESTION = "What is a mesh? Answer in one sentence."
+POST = "Please tell the others."
+WHEN = "tell the others"
+READY_S = 60.0
+AGENT_TIMEOUT_S = 150.0  # 10 s alone on two cores; tests share them with others
+CONTEXT_TOKENS = 131_072  # Claude Code's first request is 85,000 bytes, and every byte is a token to this model
+
+ASK = {
+    "claude": ("-p", QUESTION),
+    "goose": ("run", "-t", QUESTION),
+    "pi": ("-p", QUESTION),
+    "opencode": ("run", QUESTION),
+    "codex": ("exec", "--skip-git-repo-check", QUESTION),
+}
+TELL = {agent: tuple(POST if word == QUESTION else word for word in words) for agent, words in ASK.items()}
+
+
+def tip(agent: str) -> str:
+    return f"TIP: {agent} was here"
+
+
+# The tool of each agent that posts: MCP's, by the name that the agent gives it; a shell for those whose models see no MCP.
+CALLS = (
+    Call("mcp__agentmesh__blackboard_post", {"text": tip("claude")}),
+    Call("agentmesh__blackboard_post", {"text": tip("goose")}),
+    Call("agentmesh_blackboard_post", {"text": tip("opencode")}),
+    Call("exec_command", {"cmd": f"agentmesh blackboard '{tip('codex')}'"}),
+    Call("bash", {"command": f"agentmesh blackboard '{tip('pi')}'"}),
+)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """`host` serves the model, `client` has none."""
+
+    host: NodeHome
+    client: NodeHome
+
+
+@pytest.fixture(scope="module")
+def agents() -> InstalledAgents:
+    try:
+        return installed_agents()
+    except AgentsMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def mesh(agents: InstalledAgents, real_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    del agents  # first: no nodes on a machine that cannot have agents
+    model = write_talking(tmp_path_factory.mktemp("model") / f"{MODEL}.gguf", calls=CALLS, when=WHEN)
+    engine = ("--bin-dir", str(Path(real_engine.command[0]).parent), "--ctx-size", str(CONTEXT_TOKENS))
+    with Nodes() as nodes:
+        host = nodes.start("--name", "host", "--gguf", str(model), *engine)
+        client = nodes.start("--name", "client", "--join", host.invite)
+        wait_for(lambda: MODEL in ready_models(client), READY_S, "the model to be listed on the node that lacks it")
+        yield Mesh(host, client)
+
+
+def ready_models(node: NodeHome) -> set[str]:
+    listed = httpx.get(f"http://127.0.0.1:{node.api_port}/v1/models", timeout=5).json()["data"]
+    return {model["id"] for model in listed if model["ready"]}
+
+
+def answered(node: NodeHome, route: str) -> float:
+    """Requests for the model that this node answered by way of its own engine ("local") or of another node ("peer")."""
+    text = httpx.get(f"http://127.0.0.1:{node.api_port}/metrics", timeout=5).text
+    wanted = {"model": MODEL, "route": route, "status": "2xx"}
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "agentmesh_requests_total" and sample.labels == wanted
+    )
+
+
+def run_agent(
+    agents: InstalledAgents, agent: str, node: NodeHome, launcher: Sequence[str], arguments: Sequence[str]
+) -> Result:
+    """What `agentmesh <agent>` gives in a fresh home of a user whose node is `node`. The transcript is printed."""
+    own = {name: value for name, value in node.environment.items() if name.startswith("AGENTMESH_")}
+    command = [sys.executable, "-m", "agentmesh", agent, *launcher, *arguments]
+    began = time.monotonic()
+    with AgentHome(agents.path_of(agent), own) as home:
+        result = home.run(command, timeout_s=AGENT_TIMEOUT_S)
+    seconds = time.monotonic() - began
+    print(
+        f"$ {' '.join(['agentmesh', *command[3:]])}\n{result.out}\n--- stderr\n{result.err}\n--- exit {result.code}, {seconds:.1f} s"
+    )
+    return result
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_is_answered_by_the_model_of_another_node(agents: InstalledAgents, mesh: Mesh, agent: str) -> None:
+    before = answered(mesh.host, "local"), answered(mesh.client, "peer")
+    result = run_agent(agents, agent, mesh.client, (), ASK[agent])
+    assert result.code == 0, result
+    assert ANSWER in result.out
+    assert answered(mesh.host, "local") > before[0]
+    assert answered(mesh.client, "peer") > before[1]
+
+
+@pytest.mark.parametrize("agent", ["claude", "goose", "opencode"])
+def test_an_agent_posts_to_the_blackboard_with_its_mcp_tool(agents: InstalledAgents, mesh: Mesh, agent: str) -> None:
+    result = run_agent(agents, agent, mesh.client, ("--with-blackboard",), TELL[agent])
+    assert result.code == 0, result
+    assert ANSWER in result.out  # what the model says once it has the tool's result
+    assert tip(agent) in texts(mesh.client)
+    wait_for(lambda: tip(agent) in texts(mesh.host), READY_S, "the post on the other node")
+
+
+@pytest.mark.parametrize(
+    ("agent", "more"),
+    [
+        ("pi", ()),
+        ("codex", ("--sandbox", "danger-full-access")),  # its sandbox lets no command reach the node
+    ],
+)
+def test_an_agent_whose_model_sees_no_mcp_posts_with_the_command(
+    agents: InstalledAgents, mesh: Mesh, agent: str, more: tuple[str, ...]
+) -> None:
+    first, *rest = TELL[agent]
+    result = run_agent(agents, agent, mesh.client, ("--with-blackboard",), (first, *more, *rest))
+    assert result.code == 0, result
+    assert ANSWER in result.out
+    assert tip(agent) in texts(mesh.client)
+
+
+def test_an_agents_failure_is_the_launchers(agents: InstalledAgents, mesh: Mesh) -> None:
+    result = run_agent(agents, "codex", mesh.client, (), ("exec", "--no-such-option"))
+    assert result.code == 2
+    assert "--no-such-option" in result.err
+
+
+def texts(node: NodeHome) -> list[str]:
+    posts = json.loads(node.cli("blackboard", "--json").out)["posts"]
+    return [post["text"] for post in posts]
