@@ -117,6 +117,12 @@ class Breaker:
         if ticket.epoch == self._epoch and ticket.is_probe:
             self._probing = False
 
+    def start_anew(self) -> None:
+        """The target was started anew: its past, and what still comes from there, says nothing."""
+        self._close()
+        self._epoch += 1
+        self._failures = self._openings = 0
+
     def _open(self, now_s: float, *, is_hard: bool) -> None:
         self._until_s = now_s + min(BACKOFF_FIRST_S * 2 ** min(self._openings, 16), BACKOFF_MAX_S)
         self._openings += 1

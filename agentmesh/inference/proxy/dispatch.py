@@ -197,8 +197,8 @@ class Dispatcher:
                 continue
             before, self._seen[key] = self._seen[key], (target.model.ready, target.engine)
             if (target.model.ready and not before[0]) or target.engine != before[1]:
-                # It was started anew: what its predecessor did says nothing.
-                self._places[key] = Place(in_flight=self._places[key].in_flight)
+                self._places[key].breaker.start_anew()
+                self._places[key].busy_until_s = 0.0
         for model_id in [id_ for id_ in self._mean_s if not self._directory.targets(id_)]:
             del self._mean_s[model_id]
         self._queues.serve()

@@ -217,13 +217,13 @@ async def test_an_engine_that_was_started_anew_is_asked_at_once() -> None:
     assert take(world).target.engine == own(port=2).engine
 
 
-def test_what_runs_while_an_engine_is_started_anew_still_counts() -> None:
+def test_what_runs_while_an_engine_is_started_anew_takes_places_but_its_failures_are_the_old_ones() -> None:
     world = World(own(port=1))
     old = fill(world)
     world.directory.set_own([own(port=2)])
     assert world.dispatcher.try_acquire(want()) is None
     for lease in old:
-        lease.release(Outcome.BROKEN)
+        lease.release(Outcome.UNREACHABLE)
     assert take(world).target.engine == own(port=2).engine
 
 
