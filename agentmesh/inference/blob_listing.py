@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError as FutureCancelled
 
 from agentmesh.core.errors import NotFound, PeerError
 from agentmesh.core.tasks import TaskSet
-from agentmesh.inference.blob_source import OpenBlobStream, PeerSource
+from agentmesh.inference.blob_source import OpenBlobStream, PeerMemory, PeerSource
 from agentmesh.inference.blobs import read_frame
 from agentmesh.inference.logic.blob_limits import ASK_TIMEOUT_S, MAX_BLOB_ANSWER_BYTES, PEERS_ASKED_AT_ONCE
 from agentmesh.inference.logic.blob_wire import Find, Found, FoundFile, found_decoder, frame_of, usable
@@ -46,8 +46,9 @@ class MeshFiles:
 
     def sources(self, hub: Hub) -> list[FileSource]:
         """In which order a file's bytes are asked for: members, the hub, and members again that were slow or busy."""
-        first = PeerSource(self._loop, self._open_stream, self._peers)
-        last = PeerSource(self._loop, self._open_stream, self._peers, patient=True)
+        memory = PeerMemory()
+        first = PeerSource(self._loop, self._open_stream, self._peers, memory=memory)
+        last = PeerSource(self._loop, self._open_stream, self._peers, patient=True, memory=memory)
         return [first, hub, last]
 
     def plan(self, reference: Reference, hub: Hub) -> DownloadPlan:

@@ -2,8 +2,8 @@
 
 Downloads block and run in threads; the mesh lives on the event loop. Owns the bridge between the two, whom to ask, and when to leave
 a peer: it died, it says one size and means another, it is slow while others are not, what it gave was not what it was asked for. The
-hash is checked by transfer.py, as of any source. State: who gave what, and who gave wrong content. Owner: the event loop, but for
-the two sets by hash, which the download's thread changes between its attempts.
+hash is checked by transfer.py, as of any source. State: PeerMemory, which the event loop fills while a body is open and the
+download's thread reads between two of them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,30 @@ class FetchLimits:
     slow_window_s: float = SLOW_WINDOW_S
 
 
+class PeerMemory:
+    """Who gave a part of which file, and whose parts turned out wrong. By SHA-256; shared by the sources of one download."""
+
+    def __init__(self) -> None:
+        self._gave: dict[str, set[bytes]] = {}
+        self._lied: dict[str, set[bytes]] = {}
+
+    def gave(self, sha256: str, peer: bytes) -> None:
+        """A peer is about to give a part."""
+        self._gave.setdefault(sha256, set()).add(peer)
+
+    def liars(self, sha256: str) -> set[bytes]:
+        """Who is not asked for this file any more."""
+        return set(self._lied.get(sha256, ()))
+
+    def distrust(self, sha256: str) -> set[bytes]:
+        """The whole was wrong: all who gave a part are not asked again. Returns them."""
+        gave = self._gave.pop(sha256, set[bytes]())
+        self._lied.setdefault(sha256, set()).update(gave)
+        while len(self._lied) > MAX_DISTRUSTED_FILES:
+            del self._lied[next(iter(self._lied))]
+        return gave
+
+
 class PeerSource:
     """A FileSource: the members of the mesh. `open` is called in a download's thread, never on the loop.
 
@@ -65,6 +89,7 @@ class PeerSource:
         open_stream: see OpenBlobStream; called on the loop.
         peers: whom to ask, nearest first; called on the loop.
         patient: there is no other source any more: slow peers are kept, busy ones waited for.
+        memory: who is not to be asked, when several sources share it.
     """
 
     name = "the members of the mesh"
@@ -77,14 +102,14 @@ class PeerSource:
         *,
         patient: bool = False,
         limits: FetchLimits | None = None,
+        memory: PeerMemory | None = None,
     ) -> None:
         self._loop = loop
         self._open_stream = open_stream
         self._peers = peers
         self._patient = patient
         self._limits = limits or FetchLimits()
-        self._gave: dict[str, set[bytes]] = {}
-        self._lied: dict[str, set[bytes]] = {}
+        self._memory = memory or PeerMemory()
 
     @contextlib.contextmanager
     def open(self, file: WantedFile, offset: int) -> Generator[Body]:
@@ -109,10 +134,7 @@ class PeerSource:
 
     def distrust(self, file: WantedFile) -> bool:
         """See FileSource: whoever gave a part of it is not asked for this file again."""
-        gave = self._gave.pop(file.digest, set[bytes]())
-        self._lied.setdefault(file.digest, set()).update(gave)
-        while len(self._lied) > MAX_DISTRUSTED_FILES:
-            del self._lied[next(iter(self._lied))]
+        gave = self._memory.distrust(file.digest)
         if gave:
             names = ", ".join(sorted(peer.hex()[:8] for peer in gave))
             _log.warning("'%s' from %s has not the hash that was asked for; thrown away", file.path, names)
@@ -135,7 +157,7 @@ class PeerSource:
             body.fail(NoPeerHas(f"Fetching '{file.path}' from members broke: {error}"))
 
     async def _from_peers(self, file: WantedFile, sha256: str, offset: int, body: _PeerBody) -> None:
-        left = set(self._lied.get(sha256, ()))
+        left = self._memory.liars(sha256)
         slow: set[bytes] = set()
         while offset < file.size_bytes:
             asked = Asked(self._open_stream, self._limits.ask_s)
@@ -145,7 +167,7 @@ class PeerSource:
             if holder is None:
                 raise self._nobody(file, busy=asked.busy)
             peer, stream = holder
-            self._gave.setdefault(sha256, set()).add(peer)
+            self._memory.gave(sha256, peer)
             leave_when_slow = not self._patient or peer not in slow
             fetch = _Fetch(stream, file, self._limits, leave_when_slow=leave_when_slow)
             try:

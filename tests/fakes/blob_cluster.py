@@ -133,7 +133,7 @@ async def read_request(stream: Stream) -> object:
 
 def liar(
     content: bytes, then: Callable[[Stream], object] | None = None, *, size: int | None = None
-) -> Callable[[bytes, Stream], object]:
+) -> Callable[[bytes, Stream], Awaitable[None]]:
     """A peer that says HAVE to everything and sends `content` from the offset on."""
 
     async def serve(peer: bytes, stream: Stream) -> None:

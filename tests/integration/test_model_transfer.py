@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.core.errors import Unreachable
+from agentmesh.inference.blob_listing import MeshFiles
 from agentmesh.inference.blob_source import FetchLimits, PeerSource
-from agentmesh.inference.logic.blob_limits import MAX_UPLOADS_PER_PEER
+from agentmesh.inference.logic.blob_limits import MAX_UPLOADS_PER_PEER, PEERS_ASKED_AT_ONCE
 from agentmesh.inference.models.errors import HubUnavailable, NoPeerHas
+from agentmesh.inference.models.hub import Hub
+from agentmesh.inference.models.settings import HubSettings
 from agentmesh.inference.models.source import WantedFile
+from agentmesh.inference.models.transfer import fetch
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
 from tests.fakes.blob_cluster import (
@@ -108,7 +113,7 @@ async def test_a_peer_that_dies_midway_is_followed_by_another_at_the_same_byte(m
     late_may_answer = asyncio.Event()
     source = PeerSource(asyncio.get_running_loop(), first_alone, lambda: cluster.order, limits=QUICK)
     fetching = asyncio.get_running_loop().create_task(cluster.fetch(wanted(SMALL), hub, source=source))
-    await eventually(lambda: bool(source._gave))
+    await eventually(lambda: bool(source._memory._gave))
     late_may_answer.set()
     assert await fetching == SMALL
     assert hub.asked == []
@@ -123,9 +128,11 @@ async def test_wrong_content_is_thrown_away_and_taken_from_the_next_who_has_it(m
     if others:
         cluster.gives(1, SMALL)
     source = cluster.source()
-    source._peers = lambda: cluster.order[:1] if not source._gave and not source._lied else cluster.order
+    source._peers = lambda: (
+        cluster.order[:1] if not source._memory._gave and not source._memory._lied else cluster.order
+    )
     assert await cluster.fetch(wanted(SMALL), hub, source=source) == SMALL
-    assert source._lied == {wanted(SMALL).digest: {cluster.order[0]}}
+    assert source._memory._lied == {wanted(SMALL).digest: {cluster.order[0]}}
     assert hub.asked == ([] if others else [0])
 
 
@@ -160,6 +167,43 @@ async def test_a_slow_peer_is_left_for_the_next_source(make: MakeCluster) -> Non
     assert await cluster.fetch(wanted(SMALL), hub) == SMALL
     assert len(hub.asked) == 1
     assert hub.asked[0] > 0
+
+
+async def test_who_lied_is_not_asked_again_when_the_hub_is_down_and_members_are_asked_once_more(
+    make: MakeCluster,
+) -> None:
+    cluster = await make(1)
+    streams = 0
+    lie = liar(SMALL[:-1] + b"?")
+
+    async def count(peer: bytes, stream: Stream) -> None:
+        nonlocal streams
+        streams += 1
+        await lie(peer, stream)
+
+    cluster.givers[0].mesh.serve(StreamKind.BLOB, count)
+    hub = Hub(HubSettings(cluster.cache.root, "http://127.0.0.1:9", offline=True), pause=lambda _: None)
+    sources = MeshFiles(asyncio.get_running_loop(), cluster.open, lambda: cluster.order).sources(hub)
+    with pytest.raises(HubUnavailable):
+        await asyncio.to_thread(fetch, wanted(SMALL), sources, cluster.cache, lambda *_: None, lambda _: None)
+    assert streams == 1
+
+
+async def test_the_only_member_that_has_it_is_found_among_many_that_cannot_be_reached(make: MakeCluster) -> None:
+    cluster, hub = await make(1), Hand()
+    cluster.gives(0, SMALL)
+    gone = [bytes([number]) * 32 for number in range(PEERS_ASKED_AT_ONCE + 4)]
+    asked: list[bytes] = []
+
+    async def open_stream(peer: bytes) -> Stream:
+        asked.append(peer)
+        if peer in gone:
+            raise Unreachable
+        return await cluster.open(peer)
+
+    source = PeerSource(asyncio.get_running_loop(), open_stream, lambda: [*gone, *cluster.order], limits=QUICK)
+    assert await cluster.fetch(wanted(SMALL), hub, source=source) == SMALL
+    assert sorted(asked) == sorted([*gone, *cluster.order])
 
 
 async def test_a_slow_peer_is_kept_when_there_is_nobody_else(make: MakeCluster) -> None:

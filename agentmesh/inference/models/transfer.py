@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from agentmesh.core.errors import AgentMeshError, StorageError
 from agentmesh.inference.models.cache import HubCache, make_folder
-from agentmesh.inference.models.errors import HubError, HubUnavailable, NoSpace, WrongContent
+from agentmesh.inference.models.errors import HubError, HubUnavailable, NoPeerHas, NoSpace, WrongContent
 from agentmesh.inference.models.source import Backoff, Body, FileSource, Pause, WantedFile
 
 HASH_CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -123,6 +123,8 @@ def _from_any(
             _from_source(file, source, partial, progress, pause)
         except StorageError:
             raise
+        except NoPeerHas:
+            continue  # what the hub says tells the user more
         except AgentMeshError as error:
             last = error
         else:
