@@ -184,6 +184,11 @@ class ModelRun:
                 f"{size(most.total_bytes)}. Nothing was downloaded."
             )
 
+    def begin(self) -> None:
+        """Show, before `serve` runs, what it does first."""
+        is_here = self.files is not None
+        self.set_state(ModelState.LOADING if is_here else ModelState.DOWNLOADING)
+
     async def serve(self, *, wait: bool) -> None:
         """Bring the model to `ready`. `wait`: for memory, as long as it takes, instead of failing.
 

@@ -62,7 +62,7 @@ class ModelService:
     Args:
         node: this node's key.
         sources: who tells and gives models; None: the hub only.
-        say: told one line for the user when a model is ready, waits or fails.
+        say: told one line for the user when a model waits or fails.
         on_ready: told of each model that became ready, e.g. to print how agents use it.
         find_engine, make_engine, ask, devices, machine, recheck_s: replaced in tests.
     """
@@ -156,6 +156,7 @@ class ModelService:
         except BaseException:
             await self._remove(run)
             raise
+        run.begin()
         self._work[run] = self._tasks.spawn(self._serve(run), name=f"serve {run.id}")
         status = run.status(encode_id(self._node))
         try:
@@ -217,7 +218,8 @@ class ModelService:
 
     def files(self) -> list[Path]:
         """The files of every model here, with which members may be helped out."""
-        return [file for run in self._runs if run.files is not None for file in run.files.model.files]
+        here = [run.files for run in self._runs if run.files is not None]
+        return [file for files in here for file in (*files.model.files, files.projector) if file is not None]
 
     async def engine(self) -> Engine | None:
         """The engine that models run on, None when there is none."""
@@ -348,7 +350,6 @@ class ModelService:
     def _run_changed(self, run: ModelRun) -> None:
         before, self._last_states[run] = self._last_states.get(run), run.state
         if run.state == ModelState.READY and before != ModelState.READY:
-            self._say(f"{run.id} is ready.")
             self._on_ready(run.offer())
         self._tell()
 

@@ -14,7 +14,7 @@ MAX_INTERVAL_MS: Final = 10 * MINUTE_MS
 MAX_RECEIVED_BYTES_PER_S: Final = 1000  # from all nodes together, each record arriving about once
 LIFETIMES: Final = 3  # an offer outlives two lost renewals
 DEBOUNCE_MS: Final = 200  # a model's start changes several things at once
-MIN_SPACING_MS: Final = 2 * SECOND_MS  # between two changes told: a model that starts and crashes must not flood the mesh
+MIN_SPACING_MS: Final = 2 * SECOND_MS  # between two changes told: a model that crashes again and again floods nobody
 GOODBYE_LIFETIME_MS: Final = MINUTE_MS
 RETRY_MS: Final = 5 * SECOND_MS
 

@@ -53,10 +53,11 @@ def path_request(path: Path, **more: object) -> LoadRequest:
 async def test_a_loaded_model_is_ready_told_and_routed_to(world: World, tiny: Path) -> None:
     admitted = await world.service.load(path_request(tiny))
     assert admitted.memory.startswith("tiny needs ")
+    assert admitted.state == LOADING
     status = await world.becomes("tiny", READY)
     assert (status.context_tokens, status.slots, status.flavour, status.device) == (512, 4, "cpu", None)
     assert status.need_bytes < status.have_bytes
-    assert (world.ready, world.said) == (["tiny"], ["tiny is ready."])
+    assert (world.ready, world.said) == (["tiny"], [])
     (target,) = world.service.targets()
     assert (target.node, target.engine, target.model.ready) == (NODE, world.running[0].address, True)
     assert target.model == world.service.offers()[0]
