@@ -19,6 +19,7 @@ MODULES = (
     "agentmesh.blackboard.logic.limits",
     "agentmesh.blackboard.logic.scrub_limits",
     "agentmesh.blackboard.logic.mcp_limits",
+    "agentmesh.inference.logic.blob_limits",
 )
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: Final)?(?:\[[a-z]+\])? = [^#]*?(?:#\s*(.*))?$")
 _SECTION = re.compile(r"^# -{5,} (.+)$")
