@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import pytest
 
 from agentmesh.inference.logic.presence import NodeOffer, encode_offer
 from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
 from agentmesh.inference.proxy.directory import Directory
 from agentmesh.inference.proxy.dispatch import Dispatcher
+from agentmesh.inference.proxy.lease import HeldLease
 from agentmesh.inference.proxy.metrics import Metrics
+from agentmesh.inference.proxy.ports import Refused, Wanted
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.record import Record, SignedRecord
 
@@ -112,3 +117,47 @@ class World:
         record = node_record(peer(number), *models, timestamp_ms=self.stamp)
         await self.directory.on_records([record])
         return record
+
+
+# ---------------------------------------------------------------------- requests
+
+CHAT = "/v1/chat/completions"
+
+
+def want(
+    name: str = "tiny", *, local_only: bool = False, path: str = CHAT, needs: frozenset[str] = frozenset()
+) -> Wanted:
+    return Wanted(name, path, needs, local_only=local_only)
+
+
+def take(world: World, wanted: Wanted | None = None, avoid: frozenset[tuple[bytes, str]] = frozenset()) -> HeldLease:
+    lease = world.dispatcher.try_acquire(wanted or want(), avoid)
+    assert lease is not None
+    return lease
+
+
+def refusal(world: World, wanted: Wanted, avoid: frozenset[tuple[bytes, str]] = frozenset()) -> Refused:
+    with pytest.raises(Refused) as caught:
+        world.dispatcher.try_acquire(wanted, avoid)
+    return caught.value
+
+
+def fill(world: World) -> list[HeldLease]:
+    leases = list[HeldLease]()
+    while (lease := world.dispatcher.try_acquire(want())) is not None:
+        leases.append(lease)
+    return leases
+
+
+async def ask(
+    world: World, wanted: Wanted | None = None, **more: frozenset[tuple[bytes, str]]
+) -> asyncio.Task[HeldLease]:
+    """A request that is in the queue when this returns, unless it was answered at once."""
+    task = asyncio.ensure_future(world.dispatcher.acquire(wanted or want(), **more))
+    await asyncio.sleep(0)
+    return task
+
+
+async def settle() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
