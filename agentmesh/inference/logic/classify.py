@@ -96,7 +96,7 @@ def read_body(path: str, body: bytes | memoryview) -> Asked:
     if len(model) > MAX_MODEL_CHARS:
         raise NoModel(f"The name of the model is longer than {MAX_MODEL_CHARS} characters.")
     needs = _NEEDS_OF_PATH[path]
-    return Asked(model, needs if model != AUTO else needs | _needs_of_body(body))
+    return Asked(model, needs if model.lower() != AUTO else needs | _needs_of_body(body))
 
 
 def _needs_of_body(body: bytes | memoryview) -> frozenset[str]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from typing import IO, Protocol
+from collections.abc import Callable
+from typing import IO, Protocol, TypeVar
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.logic.proxy_limits import PIECE_BYTES
 from agentmesh.inference.proxy.settings import ApiSettings
+
+T = TypeVar("T")
 
 
 class BodyTooLarge(AgentMeshError):
@@ -55,8 +58,8 @@ class Body(Protocol):
         """Everything, if it is in memory."""
         ...
 
-    def buffer(self) -> bytes | memoryview:
-        """Everything, to be parsed; a memoryview of it is to be released before `close`."""
+    def read(self, reader: Callable[[bytes | memoryview], T]) -> T:
+        """What `reader` makes of everything; it keeps nothing of what it is given."""
         ...
 
     def piece(self, offset: int) -> bytes:
@@ -76,9 +79,9 @@ class MemoryBody:
         self.size = len(data)
         self._budget: BodyBudget | None = budget
 
-    def buffer(self) -> bytes | memoryview:
+    def read(self, reader: Callable[[bytes | memoryview], T]) -> T:
         """See Body."""
-        return self.data or b""
+        return reader(self.data or b"")
 
     def piece(self, offset: int) -> bytes:
         """See Body."""
@@ -102,9 +105,10 @@ class FileBody:
         self._budget: BodyBudget | None = budget
         self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
-    def buffer(self) -> bytes | memoryview:
+    def read(self, reader: Callable[[bytes | memoryview], T]) -> T:
         """See Body."""
-        return memoryview(self._map)
+        with memoryview(self._map) as view:
+            return reader(view)
 
     def piece(self, offset: int) -> bytes:
         """See Body."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.logic.classify import read_body
@@ -57,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self.minor = 1
         self._server = server
         self._parts = server.parts
+        self._outbox = server.parts.outbox
         self._settings = server.parts.settings
         self._buffer = b""
         self._head: RequestHead | None = None
@@ -78,9 +79,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket's
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio's
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._deadline_s = self._parts.now() + self._settings.keep_alive_s
         if not self._server.joined(self):
             self._refuse_and_close(503, "too_many_connections", "Too many connections are open; close some.")
@@ -106,7 +106,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whatever works for it stops."""
         self._server.left(self)
-        self._drop_request()
+        self._drop_spool()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.cancel()
@@ -176,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase is Phase.ANSWERING or self._write_paused:
             return
         if self._half_closed and self.phase is not Phase.LINGERING:
-            self._transport.close()
+            self._outbox.then(self._transport.close)
         else:
             self._read_on()
 
@@ -228,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
             self._ask(head, MemoryBody(data, self._parts.budget))
             return
         if head.minor and b"expect" in head.headers and not self._buffer:
-            self._transport.write(CONTINUE)
+            self._outbox.write(self._transport.write, CONTINUE)
         self._framing = ChunkedFraming([]) if length is None else LengthFraming(length, [])
         self._spool = BodySpool(self._parts.budget, self._settings)
         self.phase = Phase.BODY
@@ -262,36 +262,33 @@ class ClientConnection(asyncio.Protocol):
     def _ask(self, head: RequestHead, body: Body) -> None:
         """The request is whole: find out what it asks for, and give it to an exchange."""
         endpoint = self._admitted.endpoint
-        content = body.buffer()
         try:
-            asked = read_body(endpoint, content)
+            asked = body.read(lambda content: read_body(endpoint, content))
         except AgentMeshError as error:
-            _release(content)
             body.close()
             self._answer_now(error_answer(head.path, 400, error.code, error.message), skip_body=False)
             return
-        _release(content)
         wanted = Wanted(asked.model, endpoint, asked.needs, body.size, self._admitted.caller)
         self.phase = Phase.ANSWERING
         self._deadline_s = math.inf
         self._exchange = Exchange(self._parts, Request(endpoint, head.headers, body, wanted), self)
         self._exchange.start()
 
-    def _drop_request(self) -> None:
-        spool, self._spool = self._spool, None
-        if spool is not None:
-            spool.close()
+    def _drop_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
 
     # ------------------------------------------------------------------ Sink
 
     def begin(self, status: int, fields: bytes, length: int | None, chunked: bool, body: bytes) -> None:
         """See Sink."""
         fields += self._own_fields(keep=length is not None or chunked)
-        self._transport.write(answer_head(status, fields, length, chunked) + body)
+        self._outbox.write(self._transport.write, answer_head(status, fields, length, chunked) + body)
 
     def write(self, data: bytes) -> None:
         """See Sink."""
-        self._transport.write(data)
+        self._outbox.write(self._transport.write, data)
 
     def finished(self, keep: bool) -> None:
         """See Sink."""
@@ -312,7 +309,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse_and_close(self, status: int, code: str, message: str) -> None:
         """For what leaves unclear where the next request would begin."""
-        self._drop_request()
+        self._drop_spool()
         path = self._head.path if self._head is not None and self.phase is Phase.BODY else "/"
         self._head = None
         self._buffer = b""
@@ -335,7 +332,8 @@ class ClientConnection(asyncio.Protocol):
         fields += self._own_fields(keep=keep)
         length = None if answer.status == 204 else len(answer.body)  # RFC 9110 section 8.6: no length with 204
         is_head = self._head is not None and self._head.method == "HEAD"
-        self._transport.write(answer_head(answer.status, fields, length, False) + (b"" if is_head else answer.body))
+        body = b"" if is_head else answer.body
+        self._outbox.write(self._transport.write, answer_head(answer.status, fields, length, False) + body)
         self._after_answer(keep=self._keep)
 
     def _own_fields(self, *, keep: bool) -> bytes:
@@ -356,15 +354,18 @@ class ClientConnection(asyncio.Protocol):
                 self._advance()
         elif self._half_closed:
             self.phase = Phase.LINGERING
-            self._transport.close()
+            self._outbox.then(self._transport.close)
         else:  # closing at once would reset the connection and lose the answer, if the client is still sending
             self.phase = Phase.LINGERING
             self._buffer = b""
             self._deadline_s = now_s + self._settings.linger_s
             self._stalled = (0, math.inf)
             self._read_on()
-            if not self._transport.is_closing():
-                self._transport.write_eof()
+            self._outbox.then(self._end_writing)
+
+    def _end_writing(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     # ------------------------------------------------------------------ reading on and off
 
@@ -387,12 +388,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or exchange.has_begun or not self.minor or self._transport.is_closing():
             return
-        self._transport.write(PROCESSING)
+        self._outbox.write(self._transport.write, PROCESSING)
         wait_s = PROBES_S[self._probes] if self._probes < len(PROBES_S) else PROBE_S
         self._probes += 1
         asyncio.get_running_loop().call_later(wait_s, self._probe)
-
-
-def _release(content: bytes | memoryview) -> None:
-    if isinstance(content, memoryview):
-        content.release()

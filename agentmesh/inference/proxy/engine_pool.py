@@ -7,7 +7,7 @@ exchange. An idle connection holds one of the engine's threads, so no more are k
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from agentmesh.inference.logic.http_head import target_request_head
 from agentmesh.inference.logic.proxy_limits import MAX_IDLE_ENGINE_CONNECTIONS
@@ -110,10 +110,9 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket's
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio's
         if self._is_over:
-            transport.abort()
+            self._transport.abort()
             return
         self._send()
 
@@ -149,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
         head, body = self._request
         if body.data is not None:
             self._request = None
-            self._transport.write(head + body.data)
+            self._pool.outbox.write(self._transport.write, head + body.data)
         else:
             self._sent = 0
             self._transport.write(head)
@@ -178,6 +177,7 @@ class EnginePool:
     """The connections to one engine."""
 
     def __init__(self, parts: Parts) -> None:
+        self.outbox = parts.outbox
         self._parts = parts
         self._idle: list[EngineConnection] = []
         self._all: set[EngineConnection] = set()

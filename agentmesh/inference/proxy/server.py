@@ -19,7 +19,7 @@ from agentmesh.inference.proxy.client import ClientConnection
 from agentmesh.inference.proxy.engine_pool import EnginePools
 from agentmesh.inference.proxy.gate import Gate
 from agentmesh.inference.proxy.metrics import Metrics
-from agentmesh.inference.proxy.parts import OpenPeer, OwnAnswers, Parts
+from agentmesh.inference.proxy.parts import OpenPeer, Outbox, OwnAnswers, Parts
 from agentmesh.inference.proxy.peer_server import PeerServer
 from agentmesh.inference.proxy.ports import Dispatch
 from agentmesh.inference.proxy.settings import ApiSettings
@@ -34,7 +34,7 @@ STOPPING: Final = "This node is stopping."
 
 
 class ApiServer:
-    """See the module. `listen` once, `close` once; `serve_peer` also without `listen`.
+    """See the module. Made inside the running loop; `listen` once, `close` once; `serve_peer` also without `listen`.
 
     Args:
         open_peer: the mesh's `open_stream`.
@@ -51,7 +51,8 @@ class ApiServer:
         self.gate = Gate(settings)
         self._tasks = TaskSet("api")
         budget = BodyBudget(settings.max_bodies_bytes)
-        self.parts = Parts(dispatch, own, settings, open_peer, metrics, budget, self._tasks)
+        loop = asyncio.get_running_loop()
+        self.parts = Parts(dispatch, own, settings, open_peer, metrics, budget, self._tasks, Outbox(loop), loop.time)
         self.parts.engines = EnginePools(self.parts)
         self._peers = PeerServer(self.parts)
         self._clients: set[ClientConnection] = set()
