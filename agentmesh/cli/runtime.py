@@ -5,6 +5,7 @@ Owns the words. The node does the work; a `load` that is broken off here goes on
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ def load(
       agentmesh load bartowski/Qwen2.5-3B-Instruct-GGUF:Q8_0     of Hugging Face
       agentmesh load ./models/mine.gguf --ctx-size 65536         a file
     """
-    name, is_path = _as_reference(model)
+    name, is_path = as_reference(model)
     body = {
         "model": name,
         "is_path": is_path,
@@ -138,7 +139,7 @@ def _client() -> _Client:
     return _Client(Home.from_environment())
 
 
-def _as_reference(text: str) -> tuple[str, bool]:
+def as_reference(text: str) -> tuple[str, bool]:
     """(reference, is a path). Paths are made whole here: the node's working directory is another one."""
     if "://" in text:
         return text, False
@@ -263,7 +264,7 @@ def launch_hints(api_port: int, model: str) -> str:
     from agentmesh.launchers.agents import AGENTS
 
     base = f"http://localhost:{api_port}"
-    name = model if model.replace("-", "").replace(".", "").replace("_", "").isalnum() else f"'{model}'"
+    name = shlex.quote(model)
     commands = [f"  agentmesh {agent.name} --model {name}" for agent in AGENTS]
     environment = [
         f"  OPENAI_BASE_URL={base}/v1 OPENAI_API_KEY=local OPENAI_MODEL={name}",
