@@ -90,7 +90,6 @@ class Wish:
         write: also put the settings into the agent's own configuration.
         existing: the content of each file that the adapter named, None where there is no such file.
         version: of the agent, empty if unknown.
-        platform: as `sys.platform`.
     """
 
     base_url: str
@@ -105,7 +104,6 @@ class Wish:
     write: bool = False
     existing: Mapping[Path, str | None] = field(default_factory=dict[Path, "str | None"])
     version: str = ""
-    platform: str = "linux"
 
     @property
     def token(self) -> str:

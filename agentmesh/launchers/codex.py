@@ -6,6 +6,7 @@ It speaks the Responses API only (`wire_api = "responses"`).
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -13,6 +14,7 @@ from typing import Any, Final, cast
 from agentmesh.control.api_keys import KEY_VARIABLE
 from agentmesh.launchers.base import MCP_NAME, PROVIDER, Agent, ConfigUnusable, Launch, PlannedFile, Wish, folder_of
 
+BYTE_ORDER_MARK: Final = "\ufeff"
 # Codex 0.169 wraps MCP tools into a kind of tool that llama.cpp leaves out; the skill uses the command line instead.
 SKILL_NOTE: Final = (
     "Codex does not show MCP tools to every local model; the skill works with all:"
@@ -78,23 +80,38 @@ def _config(wish: Wish, settings: Mapping[str, object]) -> PlannedFile:
     path = config_file(wish.environ, wish.home)
     old = wish.existing.get(path)
     try:
-        document = tomlkit.parse(old or "")
+        document = tomlkit.parse((old or "").removeprefix(BYTE_ORDER_MARK))
         for name, value in settings.items():
             _set(cast("MutableMapping[str, Any]", document), name.split("."), value, path)
         content = tomlkit.dumps(document)  # pyright: ignore[reportUnknownMemberType]: its signature is partly untyped
-        tomlkit.parse(content)  # never hand Codex what we could not read ourselves
+        if not _holds(tomllib.loads(content), settings):  # never hand Codex what would not be read as it is meant
+            raise ConfigUnusable(
+                f"{path} is written in a way that cannot be added to. It is left as it is; leave out --write."
+            )
     except ParseError as error:
         where = f"line {error.line}, column {error.col}"
         raise ConfigUnusable(
             f"{path} does not parse: {where}: {error}. It is left as it is; repair it first."
         ) from error
-    except TOMLKitError as error:
+    except (TOMLKitError, ValueError) as error:
         raise ConfigUnusable(f"{path} cannot be changed: {error}. It is left as it is.") from error
-    return PlannedFile(path, content, old)
+    mark = BYTE_ORDER_MARK if (old or "").startswith(BYTE_ORDER_MARK) else ""
+    return PlannedFile(path, mark + content, old)
+
+
+def _holds(document: dict[str, Any], settings: Mapping[str, object]) -> bool:
+    for name, value in settings.items():
+        found: Any = document
+        for part in name.split("."):
+            found = cast("dict[str, Any]", found).get(part) if isinstance(found, dict) else None
+        if found != value:
+            return False
+    return True
 
 
 def _set(table: MutableMapping[str, Any], names: list[str], value: object, path: Path) -> None:
     import tomlkit
+    from tomlkit.items import InlineTable
 
     first, *rest = names
     if not rest:
@@ -103,7 +120,8 @@ def _set(table: MutableMapping[str, Any], names: list[str], value: object, path:
         return
     inner = table.get(first)
     if inner is None:
-        table[first] = tomlkit.table(is_super_table=len(rest) > 1)
+        inline = isinstance(table, InlineTable)  # which can hold nothing but its like
+        table[first] = tomlkit.inline_table() if inline else tomlkit.table(is_super_table=len(rest) > 1)
         inner = table[first]
     if not isinstance(inner, MutableMapping):
         raise ConfigUnusable(f"In {path}, '{first}' is no table. It is left as it is.")

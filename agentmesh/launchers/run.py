@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from agentmesh.core.errors import AgentMeshError, NoNode
+from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.paths import Home
 from agentmesh.launchers.base import LauncherError
 
@@ -76,8 +76,10 @@ class _Signals:
             os.kill(pid, number)
 
     def __enter__(self) -> _Signals:
+        # Where a parent ignored it, the kernel would keep no exit code for us.
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (*FORWARDED, *LEFT_TO_AGENT):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup: stays so, for the agent too
+            if signal.getsignal(number) != signal.SIG_IGN:  # else nohup: it stays so, for the agent too
                 handler = self._forward if number in FORWARDED else self._leave
                 self._before[number] = signal.signal(number, handler)
         return self
@@ -154,7 +156,7 @@ class _Attachment:
         import asyncio
 
         while not self._ended.is_set():
-            with contextlib.suppress(NoNode, TimeoutError):
+            with contextlib.suppress(AgentMeshError, OSError):  # the agent has the terminal: nothing may be printed
                 asyncio.run(self._follow())
             self._ended.wait(ATTACH_AGAIN_S)
 

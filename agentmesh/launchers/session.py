@@ -142,7 +142,6 @@ class Session:
             home=self._user_home,
             write=order.write,
             version=self._version() if order.agent.needs_version and order.with_blackboard else "",
-            platform=self._platform,
         )
 
     def _reads(self) -> tuple[Path, ...]:

@@ -218,6 +218,18 @@ def test_an_agent_that_is_suspended_suspends_us_and_goes_on_with_us(user: User) 
     assert end(process) == 40 + signal.SIGTERM
 
 
+def test_the_exit_code_survives_a_parent_that_ignores_the_ends_of_children(user: User) -> None:
+    user.agent("claude")
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ignoring, *user.command("claude")],
+        env={**user.environment, "FAKE_AGENT": "exit 17"}, capture_output=True, text=True, timeout=WAIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 17, done.stderr
+
+
 def test_launchers_at_once_write_one_whole_file(user: User) -> None:
     user.agent("pi")
     file = user.home / ".pi" / "agent" / "models.json"

@@ -156,14 +156,26 @@ query_params = { a = "b" }
 
 
 @pytest.mark.parametrize(
-    "mine", [None, "", "x = 1\n[a]\nb = 1\n", "[[list]]\na = 1\n", "[mcp_servers.other]\ncommand = 'x'\n"]
+    "mine",
+    [
+        None,
+        "",
+        "x = 1\n[a]\nb = 1\n",
+        "[[list]]\na = 1\n",
+        "[mcp_servers.other]\ncommand = 'x'\n",
+        "model_providers = {}\n",
+        "model_providers = { work = { name = 'x' } }\n",
+        "mcp_servers.agentmesh = { command = 'old', args = [] }\n[x]\ny = 1\n",
+        "[model_providers.a]\nb = 1\n[mcp_servers.c]\ncommand = 'd'\n[model_providers.e]\nf = 1\n",
+        "a = 1\r\n[b]\r\nc = 1\r\n",
+    ],
 )
 def test_writing_codexs_file_gives_valid_toml(mine: str | None) -> None:
     read = tomllib.loads(planned(codex.CODEX, {CODEX_FILE: mine}, write=True, blackboard=BOARD).files[0].content)
     assert read["model_provider"] == "mesh"
     assert read["mcp_servers"]["agentmesh"]["env"] == {"AGENTMESH_HOME": "/home/ada/.agentmesh"}
     for name, value in tomllib.loads(mine or "").items():
-        assert read[name] == value or name == "mcp_servers"
+        assert read[name] == value or name in ("mcp_servers", "model_providers")
 
 
 def test_writing_codexs_file_twice_changes_nothing_the_second_time() -> None:
@@ -174,3 +186,13 @@ def test_writing_codexs_file_twice_changes_nothing_the_second_time() -> None:
 def test_a_value_where_codex_has_a_table_is_refused() -> None:
     with pytest.raises(ConfigUnusable, match="'model_providers' is no table"):
         planned(codex.CODEX, {CODEX_FILE: "model_providers = 3\n"}, write=True)
+
+
+def test_a_file_of_codex_that_cannot_be_added_to_is_refused_and_not_spoilt() -> None:
+    with pytest.raises(ConfigUnusable, match="leave out --write"):
+        planned(codex.CODEX, {CODEX_FILE: "model_providers.work.name = 'x'\n"}, write=True, blackboard=BOARD)
+
+
+def test_a_byte_order_mark_stays() -> None:
+    text = planned(codex.CODEX, {CODEX_FILE: "\ufeffa = 1\n"}, write=True).files[0].content
+    assert text.startswith("\ufeffa = 1\n")
