@@ -39,6 +39,7 @@ class BulkSurroundings:
     Attributes:
         where: the TCP addresses of a peer, None if it names none.
         over_quic: a fresh QUIC stream to a peer. Raises: Unreachable.
+        answers: whether a peer, to which something was just sent over QUIC, is heard from soon.
         is_out: whether a node was revoked.
         publish: spreads a better chain of this node that a peer gave it while admitting it.
         known_source: whether a member was seen at an IP address.
@@ -46,6 +47,7 @@ class BulkSurroundings:
 
     where: Callable[[bytes], BulkTarget | None]
     over_quic: Callable[[bytes], Awaitable[Stream]]
+    answers: Callable[[bytes], Awaitable[bool]]
     is_out: Callable[[bytes], bool]
     publish: Callable[[Draft], None]
     known_source: Callable[[str], bool] = lambda _: False
@@ -99,11 +101,12 @@ class BulkStreams:
         if self._around.is_out(node):
             raise Unreachable("The node is no member of the mesh any more.")
         stream = await self._fast(node, kind)
-        if stream is None and self._paths.has_gone(node, _now_ms()):
-            raise PortClosed("The node has ended: its port is closed.")
         if stream is None:
             stream = await self._around.over_quic(node)
             await write_header(stream, kind)
+            if self._paths.is_closed(node, _now_ms()) and not await self._around.answers(node):
+                stream.abort()
+                raise PortClosed("The node has ended: its port is closed, and it does not answer.")
         return stream
 
     def works(self, node: bytes) -> bool:

@@ -26,6 +26,7 @@ from agentmesh.mesh.logic.record import Record
 from agentmesh.mesh.logic.standing import Standing
 from agentmesh.mesh.logic.trust import Trust
 from agentmesh.mesh.peers import PeerFacts, Peers
+from agentmesh.mesh.quic_link import QuicLink
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.tls import TlsTransport
 from agentmesh.mesh.transport import Stream
@@ -33,6 +34,7 @@ from agentmesh.mesh.transport import Stream
 _log = logging.getLogger(__name__)
 
 MAX_HINTS: Final = 4_096  # serving nodes whose address is remembered, the newest ones; some 300 bytes each
+ANSWER_S: Final = 1.0  # the far side acknowledges within a round trip and its 25 ms of delay
 LINK_S: Final = 1.0  # for a link that was just admitted to be taken into use
 _LOOK_S: Final = 0.005
 
@@ -57,6 +59,7 @@ class MeshBulk:
         around = BulkSurroundings(
             where=self._where,
             over_quic=self._over_quic,
+            answers=self._answers,
             is_out=self._is_out,
             publish=publish,
             known_source=peers.is_known_source,
@@ -98,6 +101,20 @@ class MeshBulk:
         stream = await self._reach(node)
         self._peers.driver.feed(LinkUsed(node, 1))
         return HeldStream(stream, lambda: self._peers.driver.feed(LinkUsed(node, -1)))
+
+    async def _answers(self, node: bytes) -> bool:
+        """Whether anything arrives from `node` over QUIC within ANSWER_S of something that was just sent to it."""
+        link = self._peers.driver.links.get(node)
+        connection = link.connection if link is not None else None
+        if not isinstance(connection, QuicLink):
+            return connection is not None
+        before = connection.arrivals
+        until_s = asyncio.get_running_loop().time() + ANSWER_S
+        while connection.arrivals == before and not connection.is_closed:
+            if asyncio.get_running_loop().time() > until_s:
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return not connection.is_closed
 
     async def _reach(self, node: bytes) -> Stream:
         """A stream on the connection to `node`, which is dialled if there is none. Raises: Unreachable."""

@@ -62,6 +62,7 @@ class QuicLink:
         self._last_datagrams: list[tuple[bytes, SocketAddress]] = []
         self._repeats_left = CLOSE_REPEATS
         self._is_gone = False
+        self.arrivals = 0  # datagrams
 
     # ------------------------------------------------------------------ transport.Connection
 
@@ -132,6 +133,7 @@ class QuicLink:
 
     def receive(self, data: bytes, address: SocketAddress) -> None:
         """Take in one datagram; `received` follows after the last of a batch."""
+        self.arrivals += 1
         if self._reason is None:
             self.engine.receive_datagram(data, address, now=self._clock())
         elif self._repeats_left:

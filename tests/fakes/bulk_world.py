@@ -30,6 +30,10 @@ async def echo(peer: bytes, stream: Stream) -> None:
     await stream.end()
 
 
+async def _answers(node: bytes) -> bool:
+    return True
+
+
 class BulkNode:
     """One member with both ways. `targets` is what it knows of others' TCP addresses."""
 
@@ -46,7 +50,11 @@ class BulkNode:
         self.slow_address = ""
         self._slow_addresses: dict[bytes, str] = {}
         around = BulkSurroundings(
-            where=self.targets.get, over_quic=self._quic, is_out=self._is_out, publish=self.published.append
+            answers=_answers,
+            where=self.targets.get,
+            over_quic=self._quic,
+            is_out=self._is_out,
+            publish=self.published.append,
         )
         self.bulk = BulkStreams(self.transport, node.admission, self.services, around)
 

@@ -10,6 +10,7 @@ import pytest
 
 from agentmesh.core.errors import AgentMeshError, PortClosed, Unreachable
 from agentmesh.mesh.identity import encode_id
+from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
 from tests.fakes.bulk_world import echo, read_all
@@ -138,16 +139,31 @@ async def test_a_member_that_was_never_a_neighbour_is_reached_where_its_presence
     assert client.mesh._bulk.streams.works(server.key.public) == fast_path
 
 
-async def test_a_node_that_ended_without_goodbye_is_known_to_be_gone_at_once(make: Make) -> None:
+async def test_a_node_whose_port_is_closed_but_that_lives_is_reached_over_quic(make: Make) -> None:
     server, client = await _pair(make)
     assert await _ask(client, server, b"still there") == b"still there"
     transport = server.mesh._bulk.streams._transport
     assert transport is not None
+    await transport.close()
+    began = asyncio.get_running_loop().time()
+    for _ in range(5):
+        assert await _ask(client, server, b"and now") == b"and now"
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+@pytest.mark.parametrize("used_before", [True, False])
+async def test_a_node_that_ended_without_goodbye_is_known_to_be_gone_soon(make: Make, used_before: bool) -> None:
+    server, client = await _pair(make)
+    if used_before:
+        assert await _ask(client, server, b"still there") == b"still there"
+    transport = server.mesh._bulk.streams._transport
+    assert transport is not None
     await transport.close()  # what a kill does to its sockets
+    quic = server.mesh._transport
+    assert isinstance(quic, QuicTransport)
+    assert quic._path is not None
+    quic._path.close()
     began = asyncio.get_running_loop().time()
     with pytest.raises(PortClosed):
-        for _ in range(10):  # connections that were ready may be closed one by one
-            stream = await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
-            stream.abort()
-            await asyncio.sleep(0.05)
-    assert asyncio.get_running_loop().time() - began < 2
+        await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
+    assert asyncio.get_running_loop().time() - began < 1.9

@@ -55,7 +55,7 @@ BULK_WAIT_MS: Final = 3 * SECOND_MS  # a path that works may take this long to g
 BULK_RETRY_MS: Final = 5 * SECOND_MS
 BULK_BLOCKED_MS: Final = 2 * MINUTE_MS  # a path that never worked is left alone this long, doubled at each failure
 BULK_RETRY_MAX_MS: Final = 15 * MINUTE_MS
-# a port that worked and refuses now: its node has ended, until failure detection (2-3 s) must know better
+# a port that refused: for so long QUIC must show that the node lives; then failure detection knows by itself
 BULK_GONE_MS: Final = 3 * SECOND_MS
 BULK_PEERS: Final = 2_000  # whose path is remembered, the least lately used forgotten first
 BULK_ADDRESSES: Final = 4  # of one peer that are tried, a quarter of a second apart

@@ -81,13 +81,13 @@ class BulkPaths:
     def port_closed(self, node: bytes, target: BulkTarget, now_ms: int) -> None:
         """A trial ended at once: nothing listens there."""
         path = self._path(node, target)
-        if path.target == target and path.works and path.failures == 0:
+        if path.target == target:
             path.closed_until_ms = now_ms + BULK_GONE_MS
 
-    def has_gone(self, node: bytes, now_ms: int) -> bool:
-        """Whether the peer's node seems to have ended just now: a port that worked refuses, and it was not admitted anew.
+    def is_closed(self, node: bytes, now_ms: int) -> bool:
+        """Whether the peer's port refused just now: its node has ended, or something between us shuts this way.
 
-        Only until failure detection must have noticed by itself: a port may be closed while its node lives on.
+        Only until failure detection must have noticed an end by itself.
         """
         path = self._paths.get(node)
         return path is not None and now_ms < path.closed_until_ms

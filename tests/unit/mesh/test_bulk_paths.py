@@ -141,25 +141,17 @@ def test_no_history_makes_more_dials_than_allowed_or_keeps_more_than_the_pool() 
         assert 0 <= paths.keep_ready(PEER, now_ms) <= POOL_MAX
 
 
-def test_a_port_that_worked_and_refuses_means_for_a_moment_that_its_node_has_ended() -> None:
+def test_a_port_that_refuses_counts_as_closed_for_a_moment() -> None:
     paths = opened()
     paths.port_closed(PEER, HERE, 1_000)
     paths.failed(PEER, HERE, 1_000)
-    assert paths.has_gone(PEER, 1_000 + BULK_GONE_MS - 1)
-    assert not paths.has_gone(PEER, 1_000 + BULK_GONE_MS)
-    paths.port_closed(PEER, HERE, 9_000)  # a later trial: failure detection has said that the node lives
-    assert not paths.has_gone(PEER, 9_000)
+    assert paths.is_closed(PEER, 1_000 + BULK_GONE_MS - 1)
+    assert not paths.is_closed(PEER, 1_000 + BULK_GONE_MS)
 
 
-def test_a_port_that_never_worked_says_nothing_of_its_node() -> None:
-    paths = opened(works=False)
-    paths.port_closed(PEER, HERE, 0)
-    assert not paths.has_gone(PEER, 0)
-
-
-def test_a_node_that_was_admitted_anew_has_not_gone() -> None:
+def test_a_port_of_a_node_that_was_admitted_anew_is_not_closed() -> None:
     paths = opened()
     paths.port_closed(PEER, HERE, 0)
     paths.failed(PEER, HERE, 0)
     assert paths.may_try(PEER, BulkTarget(HERE.addresses, HERE.seen_ms + 1), 1)
-    assert not paths.has_gone(PEER, 1)
+    assert not paths.is_closed(PEER, 1)
