@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 
 from agentmesh.blackboard.logic.cursor import FeedCursor, UnreadCursor, decode_cursor, encode_cursor
 from agentmesh.blackboard.logic.post import PostPayload, decode_post, encode_post
+from agentmesh.inference.logic import blob_wire
+from agentmesh.inference.logic.presence import NodeOffer, decode_offer, encode_offer
+from agentmesh.inference.logic.target import ServedModel
 from agentmesh.mesh.identity import NodeKey, verify
 from agentmesh.mesh.logic import issuing, reconcile, reconcile_wire
 from agentmesh.mesh.logic.capability import verify_chain
 from agentmesh.mesh.logic.certificate import decode_chain, encode_chain
 from agentmesh.mesh.logic.control_messages import Granted, Renew, encode_control, parse_answer, parse_request
-from agentmesh.mesh.logic.frames import FrameReader, MessageReader, encode, encode_frame, encode_message
+from agentmesh.mesh.logic.frames import FrameReader, MessageReader, decode, encode, encode_frame, encode_message
 from agentmesh.mesh.logic.handshake_common import parse_message
 from agentmesh.mesh.logic.handshake_messages import Hello
 from agentmesh.mesh.logic.messages import Gossip, IHave, PeerEntry, Ping, Reconcile, Shuffle
@@ -88,6 +91,10 @@ TARGETS: list[tuple[str, Parse]] = [
     ("reconcile open", answer_opening),
     ("reconcile step", answer_exchange),
     ("post", decode_post),
+    ("node offer", decode_offer),
+    ("blob request", lambda data: decode(data, blob_wire.request_decoder)),
+    ("blob answer", lambda data: decode(data, blob_wire.answer_decoder)),
+    ("blob listing", lambda data: blob_wire.usable(decode(data, blob_wire.found_decoder))),
     ("cursor", lambda data: decode_cursor(data.decode("utf-8", "replace"), FeedCursor, b"d" * 8)),
 ]
 
@@ -132,5 +139,14 @@ def samples() -> Iterator[bytes]:
         yield number[name] + opening
         yield number[name] + answer
     yield number["post"] + payload
+    offer = NodeOffer(1, "0.1", "b1", 0, (ServedModel("m", ("n",), True, 4096, 2, ("chat",)),), True)
+    yield number["node offer"] + encode_offer(offer)
+    for request in (blob_wire.Probe(bytes(32)), blob_wire.Get(bytes(32), 5), blob_wire.Find("maker/Model", "main")):
+        yield number["blob request"] + blob_wire.frame_of(request)[blob_wire.LENGTH_BYTES :]
+    yield (
+        number["blob answer"] + blob_wire.frame_of(blob_wire.Answer(blob_wire.Status.HAVE, 5))[blob_wire.LENGTH_BYTES :]
+    )
+    listing = blob_wire.Found("c" * 40, (blob_wire.FoundFile("m.gguf", 5, bytes(32)),))
+    yield number["blob listing"] + blob_wire.frame_of(listing)[blob_wire.LENGTH_BYTES :]
     yield number["cursor"] + encode_cursor(FeedCursor(b"d" * 8, NOW_MS)).encode()
     yield number["cursor"] + encode_cursor(UnreadCursor(b"d" * 8)).encode()

@@ -60,7 +60,8 @@ def decode_offer(payload: bytes) -> NodeOffer | None:
     """What a peer offers, with unusable models left out; None if it cannot be read at all."""
     try:
         offer = _decoder.decode(payload)
-    except msgspec.DecodeError:
+    # Broken UTF-8 ends in UnicodeDecodeError, deep nesting in RecursionError: neither is msgspec's.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     models = tuple(model for model in offer.models[:MAX_MODELS] if _usable(model))
     addresses = tuple(a for a in offer.addresses if 0 < len(a) <= MAX_ADDRESS_CHARS)[:MAX_ADDRESSES]
