@@ -27,10 +27,10 @@ pytestmark = [pytest.mark.node_js, pytest.mark.timeout(700)]  # the first run in
 MODEL = "talking"
 QUESTION = "What is a mesh? Answer in one sentence."
 POST = "Please tell the others."
-WHEN = "tell the others"
+READ = "Please read the board."
 READY_S = 60.0
 AGENT_TIMEOUT_S = 150.0  # 10 s alone on two cores; tests share them with others
-CONTEXT_TOKENS = 131_072  # Claude Code's first request is 85,000 bytes, and every byte is a token to this model
+CONTEXT_TOKENS = 131_072
 
 ASK = {
     "claude": ("-p", QUESTION),
@@ -39,7 +39,11 @@ ASK = {
     "opencode": ("run", QUESTION),
     "codex": ("exec", "--skip-git-repo-check", QUESTION),
 }
-TELL = {agent: tuple(POST if word == QUESTION else word for word in words) for agent, words in ASK.items()}
+
+
+def say(agent: str, words: str) -> list[str]:
+    """The agent's arguments to say `words`."""
+    return [words if word == QUESTION else word for word in ASK[agent]]
 
 
 def tip(agent: str) -> str:
@@ -48,11 +52,12 @@ def tip(agent: str) -> str:
 
 # The tool of each agent that posts: MCP's, by the name that the agent gives it; a shell for those whose models see no MCP.
 CALLS = (
-    Call("mcp__agentmesh__blackboard_post", {"text": tip("claude")}),
-    Call("agentmesh__blackboard_post", {"text": tip("goose")}),
-    Call("agentmesh_blackboard_post", {"text": tip("opencode")}),
-    Call("exec_command", {"cmd": f"agentmesh blackboard '{tip('codex')}'"}),
-    Call("bash", {"command": f"agentmesh blackboard '{tip('pi')}'"}),
+    Call("mcp__agentmesh__blackboard_post", {"text": tip("claude")}, POST),
+    Call("agentmesh__blackboard_post", {"text": tip("goose")}, POST),
+    Call("agentmesh_blackboard_post", {"text": tip("opencode")}, POST),
+    Call("exec_command", {"cmd": f"agentmesh blackboard '{tip('codex')}'"}, POST),
+    Call("bash", {"command": f"agentmesh blackboard '{tip('pi')}'"}, POST),
+    Call("read_mcp_resource", {"server": "agentmesh", "uri": "blackboard://feed"}, READ),
 )
 
 
@@ -75,7 +80,7 @@ def agents() -> InstalledAgents:
 @pytest.fixture(scope="module")
 def mesh(agents: InstalledAgents, real_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     del agents  # first: no nodes on a machine that cannot have agents
-    model = write_talking(tmp_path_factory.mktemp("model") / f"{MODEL}.gguf", calls=CALLS, when=WHEN)
+    model = write_talking(tmp_path_factory.mktemp("model") / f"{MODEL}.gguf", calls=CALLS)
     engine = ("--bin-dir", str(Path(real_engine.command[0]).parent), "--ctx-size", str(CONTEXT_TOKENS))
     with Nodes() as nodes:
         host = nodes.start("--name", "host", "--gguf", str(model), *engine)
@@ -129,7 +134,7 @@ def test_an_agent_is_answered_by_the_model_of_another_node(agents: InstalledAgen
 
 @pytest.mark.parametrize("agent", ["claude", "goose", "opencode"])
 def test_an_agent_posts_to_the_blackboard_with_its_mcp_tool(agents: InstalledAgents, mesh: Mesh, agent: str) -> None:
-    result = run_agent(agents, agent, mesh.client, ("--with-blackboard",), TELL[agent])
+    result = run_agent(agents, agent, mesh.client, ("--with-blackboard",), say(agent, POST))
     assert result.code == 0, result
     assert ANSWER in result.out  # what the model says once it has the tool's result
     assert tip(agent) in texts(mesh.client)
@@ -146,11 +151,24 @@ def test_an_agent_posts_to_the_blackboard_with_its_mcp_tool(agents: InstalledAge
 def test_an_agent_whose_model_sees_no_mcp_posts_with_the_command(
     agents: InstalledAgents, mesh: Mesh, agent: str, more: tuple[str, ...]
 ) -> None:
-    first, *rest = TELL[agent]
+    first, *rest = say(agent, POST)
     result = run_agent(agents, agent, mesh.client, ("--with-blackboard",), (first, *more, *rest))
     assert result.code == 0, result
     assert ANSWER in result.out
     assert tip(agent) in texts(mesh.client)
+
+
+def test_codex_reads_the_board_through_mcp(agents: InstalledAgents, mesh: Mesh) -> None:
+    finding = "FINDING: codex can read this"
+    mesh.host.cli("blackboard", finding)
+    wait_for(lambda: finding in texts(mesh.client), READY_S, "the post on the agent's node")
+    first, *rest = say("codex", READ)
+    result = run_agent(agents, "codex", mesh.client, ("--with-blackboard",), (first, "--json", *rest))
+    assert result.code == 0, result
+    items = [json.loads(line).get("item", {}) for line in result.out.splitlines()]
+    read = [item for item in items if item.get("type") == "mcp_tool_call" and item["status"] == "completed"]
+    assert len(read) == 1
+    assert finding in json.dumps(read[0]["result"])
 
 
 def test_an_agents_failure_is_the_launchers(agents: InstalledAgents, mesh: Mesh) -> None:

@@ -4,11 +4,11 @@ Its weights are a table, not noise: the attention and the feed-forward add nothi
 directions, and the output row of each token of a text points along the direction of the one before it. So whatever the prompt,
 the answer is the text; and the last token of the prompt, which the chat template chooses, decides which text:
 
-- a request that offers none of the model's `calls` as a tool, or that brings a tool's result, gets `answer`;
-- a request that offers the tool `calls[i].tool`, and in which the user said the words `when`, gets a call of it.
+- a request that offers the tool `calls[i].tool`, and in which the user said the words `calls[i].when`, gets a call of it;
+- any other, and one that brings a tool's result, gets `answer`.
 
 write_talking(path, answer="A mesh is …", calls=[Call("bash", {"command": "true"})])
-python -m tests.fakes.talking_gguf PATH [--context 131072] [--answer TEXT] [--call TOOL JSON]... [--when WORDS]
+python -m tests.fakes.talking_gguf PATH [--context 131072] [--answer TEXT] [--call TOOL JSON]...
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ _TEMPLATE_HEAD = (
 
 @dataclass(frozen=True)
 class Call:
-    """The call that the model makes where a tool of that name is offered."""
+    """The call that the model makes where a tool of that name is offered and the user said the words `when`."""
 
     tool: str
     arguments: Mapping[str, Any]
+    when: str = ""
 
     @property
     def text(self) -> str:
@@ -60,14 +61,12 @@ def write_talking(
     answer: str = ANSWER,
     calls: Sequence[Call] = (),
     *,
-    when: str = "",
     context: int = CONTEXT_TOKENS,
     name: str = "talking",
 ) -> Path:
-    """Write the model to `path`.
+    """Write the model to `path`. Of several calls that it could make, it makes the first one of `calls`.
 
-    It makes `calls` only in conversations where the user said the words `when`; of several tools that are offered it calls
-    the one that comes first in `calls`. `context` is what its file claims, in tokens; every byte of a prompt is one.
+    `context` is what its file claims, in tokens; every byte of a prompt is one.
     """
     texts = [answer, *(call.text for call in calls)]
     tokens = [("<unk>", gguf.TokenType.UNKNOWN), ("<s>", gguf.TokenType.CONTROL), ("</s>", gguf.TokenType.CONTROL)]
@@ -83,7 +82,7 @@ def write_talking(
             before = len(tokens)
             tokens.append((piece, gguf.TokenType.NORMAL))
         follows.append((before, 2))
-    _write(path, name, context, tokens, follows, start_of_text[0], _template(calls, when))
+    _write(path, name, context, tokens, follows, start_of_text[0], _template(calls))
     return path
 
 
@@ -105,15 +104,16 @@ def _pieces(text: str, taken: set[str]) -> list[str]:
     return pieces
 
 
-def _template(calls: Sequence[Call], when: str) -> str:
+def _template(calls: Sequence[Call]) -> str:
     """The chat template: what has been said, then the token from which the wanted text follows."""
-    lines = [_TEMPLATE_HEAD, "{%- set chosen = namespace(start='<say0>', asked=false) -%}"]
+    lines = [_TEMPLATE_HEAD, "{%- set chosen = namespace(start='<say0>', heard='') -%}"]
     if calls:
-        lines.append("{%- for message in messages -%}{%- if message.role == 'user' and ")
-        lines.append(f"'{when}' in (message.content | string) -%}}{{%- set chosen.asked = true -%}}{{%- endif -%}}")
-        lines.append("{%- endfor -%}{%- if chosen.asked and messages[-1].role != 'tool' -%}")
+        lines.append("{%- for message in messages -%}{%- if message.role == 'user' -%}")
+        lines.append("{%- set chosen.heard = chosen.heard + (message.content | string) -%}{%- endif -%}{%- endfor -%}")
+        lines.append("{%- if messages[-1].role != 'tool' -%}")
         for index, call in reversed(list(enumerate(calls, start=1))):
-            lines.append(f"{{%- for tool in tools or [] -%}}{{%- if tool.function.name == '{call.tool}' -%}}")
+            lines.append(f"{{%- for tool in tools or [] -%}}{{%- if tool.function.name == '{call.tool}'")
+            lines.append(f" and '{call.when}' in chosen.heard -%}}")
             lines.append(f"{{%- set chosen.start = '<say{index}>' -%}}{{%- endif -%}}{{%- endfor -%}}")
         lines.append("{%- endif -%}")
     lines.append("{%- if add_generation_prompt %}<assistant>{{ chosen.start }}{% endif %}")
@@ -191,10 +191,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=CONTEXT_TOKENS)
     parser.add_argument("--answer", default=ANSWER)
     parser.add_argument("--call", nargs=2, action="append", default=[], metavar=("TOOL", "JSON"))
-    parser.add_argument("--when", default="")
     chosen = parser.parse_args()
     calls = [Call(tool, json.loads(arguments)) for tool, arguments in chosen.call]
-    print(write_talking(chosen.path, chosen.answer, calls, when=chosen.when, context=chosen.context))
+    print(write_talking(chosen.path, chosen.answer, calls, context=chosen.context))
 
 
 if __name__ == "__main__":
