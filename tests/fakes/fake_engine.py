@@ -92,6 +92,7 @@ FAKE_HELP = """
 --crash-first N                         only the first N starts crash (counted in --state)
 --state FILE                            one line for each start
 --drop-after-tokens N                   closes the connection there, at each answer
+--close-after-stream                    closes the connection after each stream without a word, as llama-server does
 --stall-after-tokens N                  sends nothing any more from there, at each answer
 --ignore-sigterm                        goes on after SIGTERM
 --fork                                  leaves a double-forked process in a session of its own, and one in the group
@@ -160,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         *(("-no-kvu", "--no-kv-unified"), ("--ui", "--webui"), ("--no-ui", "--no-webui"), ("--metrics",)),
         *(("--embedding", "--embeddings"), ("--slots",), ("--no-slots",), ("--jinja",), ("--no-jinja",)),
         *(("--never-ready",), ("--load-noise",), ("--load-work",), ("--crash-at-start",), ("--crash-out-of-memory",)),
-        *(("--ignore-sigterm",), ("--fork",), ("--hold-pipes",), ("--garbage",)),
+        *(("--ignore-sigterm",), ("--fork",), ("--hold-pipes",), ("--garbage",), ("--close-after-stream",)),
     ):
         add(*flags, action="store_true")
     for flag in ("--ready-after", "--crash-after", "--tokens-per-second", "--first-token-after"):

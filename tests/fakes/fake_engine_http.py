@@ -368,3 +368,5 @@ class Connection(asyncio.Protocol):
         for each in answer.closing():
             await self._chunk(each)
         self.transport.write(b"0\r\n\r\n")
+        if self.server.options.close_after_stream:
+            self.transport.close()
