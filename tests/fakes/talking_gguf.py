@@ -45,7 +45,10 @@ _TEMPLATE_HEAD = (
 
 @dataclass(frozen=True)
 class Call:
-    """The call that the model makes where a tool of that name is offered and the user said the words `when`."""
+    """The call that the model makes where a tool of that name is offered and the user said the words `when`.
+
+    llama-server allows only what the tool's schema does: `arguments` need all required ones, in the schema's order.
+    """
 
     tool: str
     arguments: Mapping[str, Any]
