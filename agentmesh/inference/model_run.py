@@ -328,7 +328,10 @@ class ModelRun:
             _log.warning("%s: %s", self.id, error.message)
         says, self._was_ready = self._says, True
         if says is not None and 0 < says.context_tokens < fit.need.context_tokens:
-            _log.warning("%s: the engine gives %d tokens of context a request", self.id, says.context_tokens)
+            # llama-server gives a request no more than the model was trained for, whatever was asked for.
+            self._parts.say(
+                f"{self.id}: the engine gives {says.context_tokens:,} tokens of context a request, no more."
+            )
         if process.status.state == State.READY:
             self.set_state(ModelState.READY)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agentmesh.core.paths import Home
@@ -17,7 +18,7 @@ from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress
 from agentmesh.inference.memory import Machine
 from agentmesh.inference.service import ModelService
-from agentmesh.inference.serving_types import ModelState, ModelStatus
+from agentmesh.inference.serving_types import LoadRequest, ModelState, ModelStatus
 from agentmesh.inference.settings import ServeSettings
 from tests.fakes.fake_engine import fake_engine
 
@@ -80,6 +81,10 @@ class FakeRunning:
         self.enter(State.STOPPING)
         await self.may_stop.wait()
         self.enter(State.STOPPED)
+
+
+def path_request(path: Path, **more: object) -> LoadRequest:
+    return LoadRequest(str(path), is_path=True, **more)  # pyright: ignore
 
 
 class World:
@@ -154,3 +159,14 @@ class World:
         found = self.one(name)
         assert found is not None
         return found
+
+
+@asynccontextmanager
+async def a_world(root: Path) -> AsyncIterator[World]:
+    """A world whose engines all end with it, however the test held them up."""
+    world = World(root)
+    yield world
+    for running in world.running:
+        running.hold.set()
+        running.may_stop.set()
+    await world.service.stop()

@@ -51,6 +51,7 @@ def test_a_model_is_loaded_followed_unloaded_and_dropped(nodes: Nodes, tmp_path:
     assert home.json("load", str(tiny))["state"] == "ready"
     assert home.json("drop", "tiny") == {"id": "tiny", "message": "tiny is unloaded and forgotten."}
     assert "tiny" not in (home.root / "models.json").read_text()
+    assert "serves no 'org/repo:Q8_0'" in home.cli("unload", "org/repo:Q8_0").err
     missing = home.cli("unload", "tiny")
     assert (missing.code, missing.err) == (1, "agentmesh: This node serves no 'tiny'. It serves: first.\n")
 
