@@ -19,7 +19,9 @@ HEAD_END: Final = b"\r\n\r\n"
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)", re.DOTALL)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?", re.DOTALL)
-_FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*+\r\n)*+", re.DOTALL)
+_TOKEN_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_FIELD_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_USUAL_NAMES: Final = frozenset(b"Host Accept Content-Type Content-Length User-Agent Connection Authorization".split())
 _ABSOLUTE = re.compile(r"(?i)https?://([^/?#]*)(.*)", re.DOTALL)
 
 _ONCE: Final = frozenset(
@@ -145,7 +147,7 @@ def parse_response_head(head: bytes) -> ResponseHead:
 
 
 def _parse_fields(fields: bytes) -> dict[bytes, bytes]:
-    if fields and _FIELDS.fullmatch(fields) is None:  # also folded lines, NUL, bare CR or LF, space before the colon
+    if fields.replace(b"\r\n", b"").translate(None, _FIELD_BYTES):  # NUL, bare CR or LF, other controls
         raise BadMessage("A header line is malformed.")
     headers: dict[bytes, bytes] = {}
     lines = fields.split(b"\r\n")
@@ -153,7 +155,9 @@ def _parse_fields(fields: bytes) -> dict[bytes, bytes]:
         raise BadMessage(f"There are more than {MAX_HEADERS} headers.", 431)
     lines.pop()  # behind the last CRLF
     for line in lines:
-        name, _, value = line.partition(b":")
+        name, colon, value = line.partition(b":")
+        if not colon or not name or (name not in _USUAL_NAMES and name.translate(None, _TOKEN_BYTES)):
+            raise BadMessage("A header line is malformed.")  # also folded lines, and space before the colon
         name = name.lower()
         if name in headers:
             if name in _ONCE:

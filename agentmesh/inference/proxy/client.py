@@ -288,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """See Sink."""
-        self._outbox.write(self._transport.write, data)
+        self._outbox.write_at_once(self._transport.write, data)
 
     def finished(self, keep: bool) -> None:
         """See Sink."""

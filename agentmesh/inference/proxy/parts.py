@@ -99,6 +99,13 @@ class Outbox:
             self._loop.call_soon(self._flush)
         self._waiting.append((write, data))
 
+    def write_at_once(self, write: Callable[[bytes], None], data: bytes) -> None:
+        """As `write`, but without waiting if nothing else does: for one more piece of a stream, which mostly comes alone."""
+        if self._waiting:
+            self._waiting.append((write, data))
+        else:
+            write(data)
+
     def then(self, action: Callable[[], None]) -> None:
         """Do this once everything before it is written: a transport's `close` or `write_eof`."""
         self.write(lambda _: action(), b"")
