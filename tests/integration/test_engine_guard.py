@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from agentmesh.inference.engine import guard
+from agentmesh.inference.engine.address import socket_path
 from agentmesh.inference.engine.leftovers import cleanup_leftovers
 from tests.fakes.fake_engine import ROOT, fake_command
 
@@ -192,6 +193,19 @@ def test_a_record_that_cannot_be_read_names_nobody(folder: Path, content: str) -
     (folder / "e.json").write_text(content)
     assert cleanup_leftovers(folder) == 0
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("depth", [0, 100])
+def test_sockets_that_nobody_listens_on_any_more_are_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
+    engines = folder / ("d" * depth)
+    left = socket_path(engines, "e-00000001")
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_text("")
+    assert cleanup_leftovers(engines) == 0
+    assert not left.exists()
 
 
 def test_a_folder_that_is_not_there_has_no_leftovers(folder: Path) -> None:

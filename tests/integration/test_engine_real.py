@@ -23,6 +23,7 @@ from agentmesh.inference.engine.probe import probe
 from agentmesh.inference.engine.process import EngineProcess
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress
+from tests.fakes.fake_engine import fake_engine
 from tests.fakes.tiny_gguf import write_tiny
 
 START_S = 60.0  # 0.2 s on a free machine
@@ -122,6 +123,44 @@ async def test_every_stream_comes_to_its_end(running: EngineProcess) -> None:
             events = [event for event in answer.text.split("\n\n") if event]
             assert len(events) > 2, f"{path}: {answer.text}"
             assert events[-1].startswith(last), f"{path}: {answer.text}"
+
+
+def shape(value: Any) -> Any:
+    """The keys of an answer, without what only real models have to say."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in sorted(value.items()) if key not in ("timings", "completed_at")}
+    return [shape(inner) for inner in value[:1]] if isinstance(value, list) else None
+
+
+def event_shapes(stream: str) -> list[tuple[str, Any]]:
+    """Of each event its name and keys; tokens count once."""
+    found: list[tuple[str, Any]] = []
+    for event in stream.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in event.splitlines() if ": " in line)
+        data = fields.get("data", "[DONE]")
+        one = (fields.get("event", ""), None if data == "[DONE]" else shape(json.loads(data)))
+        if event and one not in found:
+            found.append(one)
+    return found
+
+
+async def test_the_fake_engine_answers_in_the_real_ones_form(real_engine: Engine, model: Path, folder: Path) -> None:
+    answers: list[list[Any]] = []
+    for each in (real_engine, fake_engine()):
+        process = make(each, model, folder)
+        await process.start()
+        await asyncio.wait_for(process.wait_ready(), START_S)
+        assert process.address is not None
+        given: list[Any] = []
+        for path, body, _ in STREAMS:
+            for extra in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
+                async with client(process.address) as http:
+                    answer = await http.post(path, json={"model": "tiny", "temperature": 0, **body, **extra})
+                    given.append((path, event_shapes(answer.text) if extra else shape(answer.json())))
+        answers.append(given)
+        await process.stop()
+    for real, fake in zip(*answers, strict=True):
+        assert fake == real
 
 
 async def test_texts_longer_than_a_batch_are_embedded_too(running: EngineProcess) -> None:

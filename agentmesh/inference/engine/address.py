@@ -57,6 +57,11 @@ def socket_path(folder: Path, name: str) -> Path:
     return Path(runtime) / f"agentmesh-{digest}" / f"{name}.sock"
 
 
+def left_sockets(folder: Path) -> list[Path]:
+    """The files of sockets of engines that had this folder."""
+    return sorted(socket_path(folder, unique_name()).parent.glob("e-*.sock"))
+
+
 def release_address(address: EngineAddress) -> None:
     """Remove the socket's file; the engine is not there any more, or not yet."""
     if address.socket is not None:

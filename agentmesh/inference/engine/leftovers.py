@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import psutil
 
+from agentmesh.inference.engine.address import left_sockets
 from agentmesh.inference.engine.guard import MARK_VARIABLE, boot_id, start_mark
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,16 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def cleanup_leftovers(folder: Path) -> int:
-    """End every process that a record in `folder` names, and remove the records. Blocks, at most some seconds.
+    """End every process that a record in `folder` names, and remove the records and sockets. Blocks, at most some seconds.
 
     Only for a folder whose node does not run any more. Returns how many engines were ended. Never raises: a record that cannot be read
     names nobody.
     """
-    return sum(end_recorded(path) for path in sorted(folder.glob("*.json")))
+    ended = sum(end_recorded(path) for path in sorted(folder.glob("*.json")))
+    for path in [*folder.glob("*.json.new"), *left_sockets(folder)]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return ended
 
 
 def end_recorded(path: Path) -> bool:
