@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -54,10 +55,14 @@ class BlobService:
         self._stall_s = stall_s
         self._uploads: Counter[bytes] = Counter()
         self._threads = ThreadPoolExecutor(MAX_UPLOADS, thread_name_prefix="blob")
+        self._closed = False
         self.sent_bytes = 0
 
     async def serve(self, peer: bytes, stream: Stream) -> None:
         """Answer one stream's requests. Ends or aborts it."""
+        if self._closed:
+            stream.abort()
+            return
         try:
             for _ in range(MAX_BLOB_REQUESTS):
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -73,7 +78,8 @@ class BlobService:
             stream.abort()
 
     async def close(self) -> None:
-        """Let go of the threads. Streams end with the mesh."""
+        """Let go of the threads; what is on its way ends with its present block."""
+        self._closed = True
         await self._index.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -104,15 +110,14 @@ class BlobService:
         return Answer(Status.BUSY if full else Status.HAVE, file.size)
 
     async def _give(self, stream: Stream, file: OfferedFile, offset: int) -> bool:
-        descriptor = await asyncio.wrap_future(self._threads.submit(open_offered, file))
-        if descriptor is None:
+        blocks = await self._open(file, offset)
+        if blocks is None:
             await self._write(stream, frame_of(Answer(Status.NONE)))
             return True
-        blocks = _Blocks(self._threads, descriptor, offset, file.size)
         try:
             await self._write(stream, frame_of(Answer(Status.HAVE, file.size)))
             while block := await blocks.next():
-                if not unchanged(descriptor, file):
+                if not unchanged(blocks.descriptor, file):
                     raise StreamClosed(f"{file.path} changed while it was given to a peer.")
                 for piece in block:
                     await self._write(stream, piece)
@@ -124,6 +129,16 @@ class BlobService:
             blocks.close()
         return False
 
+    async def _open(self, file: OfferedFile, offset: int) -> _Blocks | None:
+        """None if the file is not any more what it was. Whatever comes in between, the descriptor is closed."""
+        opening = _submit(self._threads, lambda: open_offered(file))
+        try:
+            descriptor = await asyncio.wrap_future(opening)
+            return None if descriptor is None else _Blocks(self._threads, descriptor, offset, file.size)
+        except BaseException:
+            opening.add_done_callback(_close_opened)
+            raise
+
     async def _write(self, stream: Stream, data: bytes) -> None:
         async with asyncio.timeout(self._stall_s):
             await stream.write(data)
@@ -134,7 +149,7 @@ class _Blocks:
 
     def __init__(self, threads: ThreadPoolExecutor, descriptor: int, offset: int, size: int) -> None:
         self._threads = threads
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._at = offset
         self._size = size
         self._reading = self._read()
@@ -145,7 +160,8 @@ class _Blocks:
         return self._at >= self._size
 
     def _read(self) -> Future[list[bytes]]:
-        return self._threads.submit(_pieces, self._descriptor, self._at, self._size)
+        start = self._at
+        return _submit(self._threads, lambda: _pieces(self.descriptor, start, self._size))
 
     async def next(self) -> list[bytes]:
         """The next block in pieces, or nothing at the end. Raises: StreamClosed: the disk does not give it."""
@@ -159,7 +175,21 @@ class _Blocks:
 
     def close(self) -> None:
         """Close the file once nobody reads it."""
-        self._reading.add_done_callback(lambda _: os.close(self._descriptor))
+        self._reading.add_done_callback(lambda _: os.close(self.descriptor))
+
+
+def _submit(threads: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
+    """Raises: StreamClosed: the node stops."""
+    try:
+        return threads.submit(work)
+    except RuntimeError as error:
+        raise StreamClosed("The node stops.") from error
+
+
+def _close_opened(opening: Future[int | None]) -> None:
+    """Nobody took the descriptor."""
+    if not opening.cancelled() and opening.exception() is None and (descriptor := opening.result()) is not None:
+        os.close(descriptor)
 
 
 def _pieces(descriptor: int, start: int, size: int) -> list[bytes]:

@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,41 @@ async def test_an_offset_beyond_the_end_gives_nothing(make: MakeCluster) -> None
     assert answer_decoder.decode(answer[4:]).status is Status.NONE
     at_end = await cluster.ask(0, frame_of(Get(hashlib.sha256(SMALL).digest(), len(SMALL))))
     assert answer_decoder.decode(at_end[4:]) == Answer(Status.HAVE, len(SMALL))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors as Linux shows them")
+async def test_streams_that_are_dropped_at_once_leave_no_file_open(make: MakeCluster, tmp_path: Path) -> None:
+    cluster = await make(1)
+    service = cluster.gives(0, SMALL)
+    blob = str(HubCache(tmp_path / "cache-0").blob(wanted(SMALL)))
+
+    def still_open() -> list[str]:
+        links = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        with suppress(OSError):  # one was closed meanwhile: looked at again
+            return [name for entry in links if (name := str(entry.readlink())) == blob]
+        return ["?"]
+
+    for _ in range(20):
+        stream = await cluster.open(cluster.order[0])
+        await stream.write(frame_of(Get(hashlib.sha256(SMALL).digest())))
+        stream.abort()
+    assert await status_of(cluster, SMALL, Probe) in (Status.HAVE, Status.BUSY)
+    await eventually(lambda: not service._uploads and not still_open())
+
+
+async def test_a_service_that_ends_cuts_off_what_is_on_its_way_and_serves_no_more(make: MakeCluster) -> None:
+    content = b"GGUF" + bytes(60_000_000)
+    cluster = await make(1)
+    service = cluster.gives(0, content)
+    stream = await cluster.open(cluster.order[0])
+    await stream.write(frame_of(Get(hashlib.sha256(content).digest())))
+    assert await stream.read(50)
+    await service.close()
+    with pytest.raises(AgentMeshError):
+        await asyncio.wait_for(read_all(stream), 20)
+    assert not service._uploads
+    with pytest.raises(AgentMeshError):
+        await cluster.ask(0, frame_of(Probe(bytes(32))))
 
 
 # ------------------------------------------------------------------ without the hub
