@@ -1,16 +1,15 @@
-"""Commands about the models that this home's node serves: load, unload, drop; and how `status` shows them.
+"""Commands about the models that this home's node serves: load, unload, drop.
 
 Owns the words. The node does the work; a `load` that is broken off here goes on there.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import quote
 
 import click
@@ -233,55 +232,10 @@ def _gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
-# ------------------------------------------------------------------ for `agentmesh status`, and for a node that is ready
-
-
-def show_models(models: Sequence[Mapping[str, Any]]) -> None:
-    """The models table of `agentmesh status`, on stdout; nothing when there are none."""
-    if not models:
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("model", "state", "context", "slots", "memory", "on", ""):
-        table.add_column(title, overflow="fold")
-    for model in models:
-        context = f"{int(model['context_tokens']):,}" if model.get("context_tokens") else ""
-        need = _gigabytes(int(model["need_bytes"])) if model.get("need_bytes") else ""
-        progress = model.get("progress")
-        say = f"{100 * int(progress['done_bytes']) // max(int(progress['total_bytes']), 1)} %" if progress else ""
-        first = str(model.get("reason") or say).splitlines()
-        place = _place(model) if need else ""
-        cells = (model["id"], model["state"], context, model.get("slots") or "", need, place, first[0] if first else "")
-        table.add_row(*(Text(safe_line(cell)) for cell in cells))
-    Console(soft_wrap=True).print(table)
-
-
-def launch_hints(api_port: int, model: str) -> str:
-    """How agents use a model that is ready: a command for each, and the plain environment for everything else."""
-    from agentmesh.launchers.agents import AGENTS
-
-    base = f"http://localhost:{api_port}"
-    name = shlex.quote(model)
-    commands = [f"  agentmesh {agent.name} --model {name}" for agent in AGENTS]
-    environment = [
-        f"  OPENAI_BASE_URL={base}/v1 OPENAI_API_KEY=local OPENAI_MODEL={name}",
-        f"  ANTHROPIC_BASE_URL={base} ANTHROPIC_AUTH_TOKEN=local ANTHROPIC_MODEL={name}",
-    ]
-    return "\n".join([f"{model} is ready. Agents on it:", *commands, "Anything else:", *environment])
-
-
 def _show_hints(client: NodeClient, model: str) -> None:
+    """How agents use a model that is ready."""
+    from agentmesh.launchers.hints import launch_hints
+
     port = client.request("GET", "/api/status").get("api_port")
     if isinstance(port, int):
-        print(safe_lines(launch_hints(port, model)), file=sys.stderr, flush=True)
-
-
-def safe_lines(text: str) -> str:
-    """Each line without control characters."""
-    return "\n".join(safe_line(line) for line in text.split("\n"))
-
-
-COMMANDS: Final = cast("tuple[click.Command, ...]", (load, unload, drop))
+        print("\n".join(safe_line(line) for line in launch_hints(port, model).split("\n")), file=sys.stderr, flush=True)

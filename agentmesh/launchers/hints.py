@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 from agentmesh.launchers.agents import AGENTS
 
 
 def launch_hints(api_port: int, model: str) -> str:
     """Lines of text, without a newline at the end."""
     base = f"http://localhost:{api_port}"
-    name = model if model.replace("-", "").replace(".", "").replace("_", "").isalnum() else f"'{model}'"
+    name = shlex.quote(model)
     commands = [f"  agentmesh {agent.name} --model {name}" for agent in AGENTS]
     environment = [
         f"  OPENAI_BASE_URL={base}/v1 OPENAI_API_KEY=local OPENAI_MODEL={name}",

@@ -1,4 +1,4 @@
-"""The words of load, unload and drop: what counts as a path, the progress line, the models table, the hints for agents."""
+"""The words of load, unload and drop: what counts as a path, the progress line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.cli.main import run
-from agentmesh.cli.runtime import as_reference, launch_hints, progress_line, show_models
+from agentmesh.cli.runtime import as_reference, progress_line
 
 
 @pytest.mark.parametrize(
@@ -61,31 +61,6 @@ def test_the_progress_line_says_what_is_known() -> None:
 
 def test_a_models_name_cannot_move_the_cursor() -> None:
     assert "\x1b" not in progress_line(status(id="\x1b[2Jm"))
-
-
-def test_the_table_has_a_row_a_model_with_the_first_line_of_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    show_models([status(state="ready"), status(id="[red]n", state="failed", reason="It crashed.\nlog line")])
-    out = capsys.readouterr().out
-    assert "32,768" in out
-    assert "5.2 GB" in out
-    assert "[red]n" in out
-    assert "It crashed." in out
-    assert "log line" not in out
-    show_models([])
-    assert capsys.readouterr().out == ""
-
-
-def test_the_hints_name_each_agent_and_the_plain_environment() -> None:
-    hints = launch_hints(9337, "Qwen2.5-7B")
-    for agent in ("claude", "goose", "pi", "opencode", "codex"):
-        assert f"agentmesh {agent} --model Qwen2.5-7B" in hints
-    assert "OPENAI_BASE_URL=http://localhost:9337/v1" in hints
-    assert "ANTHROPIC_BASE_URL=http://localhost:9337 " in hints
-
-
-def test_a_name_that_a_shell_would_read_is_quoted() -> None:
-    assert "--model 'a b; rm'" in launch_hints(1, "a b; rm")
-    assert "--model 'it'\"'\"'s'" in launch_hints(1, "it's")
 
 
 def test_without_a_node_it_is_said_how_to_start_one_that_serves(capsys: pytest.CaptureFixture[str]) -> None:
