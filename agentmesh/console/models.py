@@ -62,12 +62,16 @@ class Status(BaseModel):
 
 
 class NodeProcess(BaseModel):
-    """The process that answers: what a client needs to decide whether it must be replaced."""
+    """The process that answers: what a client needs to decide whether it must be replaced, or may be ended.
+
+    `clients` are requests in progress beside this one: open event streams, MCP servers, requests to models.
+    """
 
     pid: int
     version: str
     background: bool
     started_at: int
+    clients: int
 
 
 class Done(BaseModel):

@@ -35,6 +35,8 @@ class Stoppable(Protocol):
 
     def client_came(self) -> None: ...
 
+    def clients(self) -> int: ...
+
     def request_leave(self) -> None: ...
 
     async def join(self, tokens: list[str]) -> str: ...
@@ -57,9 +59,8 @@ class Management:
     def __init__(self, node: Stoppable, parts: Parts, started_at: int, *, background: bool) -> None:
         self._node = node
         self._parts = parts
-        self._process = NodeProcess(
-            pid=os.getpid(), version=agentmesh.__version__, background=background, started_at=started_at
-        )
+        self._background = background
+        self._started_at = started_at
 
     @property
     def stopping(self) -> asyncio.Event:
@@ -67,7 +68,13 @@ class Management:
 
     def process(self) -> NodeProcess:
         self._node.client_came()  # clients ask this first
-        return self._process
+        return NodeProcess(
+            pid=os.getpid(),
+            version=agentmesh.__version__,
+            background=self._background,
+            started_at=self._started_at,
+            clients=self._node.clients() - 1,
+        )
 
     async def status(self) -> Status:
         mesh = self._parts.mesh
@@ -92,8 +99,8 @@ class Management:
         return Done(message="The node stops; its mesh and its board stay for the next start.")
 
     def hand_over(self) -> Done:
-        if not self._process.background:
-            raise NodeRunning(f"The node of this home was started by hand (process {self._process.pid}) and stays.")
+        if not self._background:
+            raise NodeRunning(f"The node of this home was started by hand (process {os.getpid()}) and stays.")
         self._node.request_stop("handed over to another node")
         return Done(message="The node hands over.")
 

@@ -140,6 +140,11 @@ class Node:
         options = dataclasses.replace(self._options, join=())
         self.successor = Node(self._home, options, self._config, on_mesh)
 
+    def clients(self) -> int:
+        """Requests in progress at any door."""
+        own = self._activity.in_progress if self._activity is not None else 0
+        return own + self._inference.api.exchanges
+
     def idle_s(self) -> float:
         """Seconds since the last client left; none while somebody uses a model of this node."""
         if hasattr(self, "_inference") and self._inference.is_used:

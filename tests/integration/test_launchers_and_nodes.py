@@ -71,7 +71,6 @@ def test_printing_the_configuration_starts_no_node(nodes: Nodes, agent: FakeAgen
     assert not runs(home)
 
 
-@pytest.mark.xfail(strict=True, reason="GET /api/node does not say yet how many clients are attached")
 def test_a_node_that_was_started_stays_while_another_client_is_attached(nodes: Nodes, agent: FakeAgent) -> None:
     home = prepared(nodes, agent)
     home.environment["AGENTMESH_JOIN"] = nodes.start().invite  # so that the launcher waits for the mesh's models

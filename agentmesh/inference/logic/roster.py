@@ -64,9 +64,14 @@ class Roster:
         return tuple(sorted(ids, key=self._merit)[:MAX_SAME_NAME]) if len(ids) > 1 else tuple(ids)
 
     def models(self) -> list[tuple[ServedModel, tuple[bytes, ...]]]:
-        """Every model once, as its best host describes it, with its hosts; ready ones first, then by id."""
-        out = [(self.describe(id_), tuple(t.node for t in self.targets(id_))) for id_ in self._by_id]
+        """Every model once, as its best host describes it, with the hosts that are ready (if none is: all); ready ones
+        first, then by id."""
+        out = [(self.describe(id_), self._listed(id_)) for id_ in self._by_id]
         return sorted(out, key=lambda entry: (not entry[0].ready, entry[0].id))
+
+    def _listed(self, model_id: str) -> tuple[bytes, ...]:
+        targets = self.targets(model_id)
+        return tuple(t.node for t in targets if t.model.ready) or tuple(t.node for t in targets)
 
     def describe(self, model_id: str) -> ServedModel:
         """What the best host says of it: a ready one, this node's first, then the one with the longest context."""

@@ -36,7 +36,7 @@ class ScriptedNode:
     asked: list[object] = field(default_factory=list)
 
     def process(self) -> NodeProcess:
-        return NodeProcess(pid=7, version="0.1.0", background=False, started_at=1)
+        return NodeProcess(pid=7, version="0.1.0", background=False, started_at=1, clients=0)
 
     async def status(self) -> Status:
         return Status(

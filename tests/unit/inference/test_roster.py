@@ -91,7 +91,8 @@ def test_models_are_listed_once_ready_ones_first_as_the_best_host_describes_them
     entries = roster.models()
     assert [(entry.id, entry.ready) for entry, _ in entries] == [("b", True), ("a", False)]
     assert entries[0][0].context_tokens == 8
-    assert set(entries[0][1]) == {peer(1), peer(2)}
+    assert entries[0][1] == (peer(2),), "whoever is not ready yet answers nothing"
+    assert entries[1][1] == (peer(3),)
 
 
 def test_beyond_the_bounds_peers_offer_nothing_but_this_node_does(monkeypatch: pytest.MonkeyPatch) -> None:
