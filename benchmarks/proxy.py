@@ -1,12 +1,12 @@
 """What the API proxy costs, beside nginx and beside no proxy at all, in one run on one machine.
 
-    python benchmarks/proxy.py [--seconds 4] [--repeat 3] [--streams 256] [--without nginx]
+    python benchmarks/proxy.py [--seconds 4] [--repeat 3] [--streams 256] [--without nginx] [--litellm]
 
 The proxy under test is pinned to one core; the load generator and the backend share another. `ours` is the whole data path
 with routing, queues and metrics; nginx has one worker and a pool of kept-alive connections to the backend. Every figure is
 the middle one of `--repeat` rounds, in which the candidates take turns. On two cores load and backend are often the limit, so
 beside requests/s stands what one request costs the proxy in CPU time (from the process's own counters): requests a CPU
-second is what one core could do. LiteLLM can be added as one more candidate (see `candidates`).
+second is what one core could do. `--litellm` adds LiteLLM's proxy with one worker, which it installs first (litellm_proxy.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import uvloop
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 10.0
+LITELLM_WARM_S = 3.0
 
 NGINX = """\
 {user}
@@ -133,6 +134,17 @@ def _first_child(master: psutil.Process) -> psutil.Process:
     raise SystemExit("nginx did not start")
 
 
+@contextmanager
+def litellm(backend_port: int) -> Iterator[Running]:
+    from litellm_proxy import running
+
+    with running(backend_port, ["m"]) as proxy:
+        pin(proxy.process, 0)
+        target = Running(proxy.port, psutil.Process(proxy.process.pid))
+        measure(target, 4, LITELLM_WARM_S)  # it imports much of itself at the first requests
+        yield target
+
+
 def candidates(without: set[str]) -> dict[str, Callable[[Path], object]]:
     """What is compared, by name; each yields a Running while it listens. Add others here."""
     known: dict[str, Callable[[Path], object]] = {"nginx": nginx, "ours": ours}
@@ -209,6 +221,8 @@ def compare_all(options: argparse.Namespace) -> None:
                     running = {"direct": Running(ports[path], None)}
                     for name, start in candidates(without).items():
                         running[name] = inner.enter_context(start(path))  # type: ignore[arg-type]
+                    if options.litellm:
+                        running["LiteLLM"] = inner.enter_context(litellm(ports[path]))
                     for connections, stream in jobs:
                         kind = f"streams, {options.rate:g} chunks/s each" if stream else "connections, not streamed"
                         found = compare(running, options.repeat, connections, options.seconds, stream)
@@ -252,6 +266,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--rate", type=float, default=20.0, help="chunks a second of each stream")
     parser.add_argument("--without", action="append", default=[], help="a candidate to leave out")
+    parser.add_argument("--litellm", action="store_true", help="also LiteLLM's proxy, installed into the user's cache")
     parser.add_argument("--serve", metavar="SOCKET", help="be the proxy under test (used by this script itself)")
     options = parser.parse_args()
     if options.serve:

@@ -50,7 +50,10 @@ class Backend(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             at = self._buffer.lower().find(b"content-length:")
-            total = end + 4 + int(self._buffer[at + 15 : self._buffer.find(b"\r\n", at)])
+            length = (
+                int(self._buffer[at + 15 : self._buffer.find(b"\r\n", at)]) if at >= 0 else 0
+            )  # LiteLLM's GET has none
+            total = end + 4 + length
             if len(self._buffer) < total:
                 return
             is_stream = b'"stream":true' in self._buffer[end:total]

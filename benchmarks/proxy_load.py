@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
     def _is_whole(self, data: bytes) -> bool:
         if self._need < 0:
             end = data.find(b"\r\n\r\n")
-            at = data.find(b"Content-Length: ")
+            at = data.lower().find(b"content-length: ")
             self._need = end + 4 + int(data[at + 16 : data.find(b"\r\n", at)])
         self._need -= len(data)
         return self._need <= 0
