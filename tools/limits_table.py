@@ -19,7 +19,12 @@ MODULES = (
     "agentmesh.blackboard.logic.limits",
     "agentmesh.blackboard.logic.scrub_limits",
     "agentmesh.blackboard.logic.mcp_limits",
+    "agentmesh.inference.logic.proxy_limits",
+    "agentmesh.inference.logic.route_limits",
+    "agentmesh.inference.logic.presence_timing",
+    "agentmesh.inference.logic.presence",
     "agentmesh.inference.logic.blob_limits",
+    "agentmesh.inference.engine.limits",
 )
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: Final)?(?:\[[a-z]+\])? = [^#]*?(?:#\s*(.*))?$")
 _SECTION = re.compile(r"^# -{5,} (.+)$")
@@ -38,6 +43,8 @@ Everything that a node holds, waits for or accepts is bounded. This page is writ
 | records nobody honest could have sent | 32 | the peer is disconnected |
 | what waits for one slow peer | 4 MiB | the peer is dropped; reconciliation repairs it later |
 | a text to post | 16 KiB raw, 4,096 bytes scrubbed | refused with its size |
+| a request to a model | 64 MiB, 512 MiB of all together | 413, 503 |
+| requests that wait for a model | a bounded queue | 429 with `Retry-After` |
 
 What is *not* bounded by the protocol: a member who is not revoked may use its whole quota, and so may every key in an inviter's subtree up to eight quotas together.
 A mesh of more than a few hundred busy members that were all admitted with one invite should raise `posts_per_day` (`--policy`), or use more invites.

@@ -41,7 +41,7 @@ class ScriptedNode:
     async def status(self) -> Status:
         return Status(
             node_id="n" * 52, name="ada", version="0.1.0", mesh_id="m" * 52, mesh_name="lab", state=self.state, api_port=None,
-            console_port=3131, bind_port=7, peers=[], blackboard=BoardStatus(posts=3), policy={"posts_per_minute": 120},
+            console_port=3131, bind_port=7, peers=[], models=[], blackboard=BoardStatus(posts=3), policy={"posts_per_minute": 120},
         )  # fmt: skip
 
     def stop(self) -> Done:
