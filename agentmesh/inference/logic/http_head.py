@@ -126,6 +126,11 @@ def parse_request_head(head: bytes) -> RequestHead:
     )  # fmt: skip
 
 
+def replace_length(head: RequestHead, length: int) -> RequestHead:
+    """The same head for a body of another length. `headers` are shared; nobody changes them."""
+    return RequestHead(head.method, head.path, head.query, head.minor, head.headers, length, head.keep_alive)
+
+
 def parse_response_head(head: bytes) -> ResponseHead:
     """Understand the head of an answer to a POST. Raises: BadMessage."""
     line, _, rest = head.partition(b"\r\n")

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.logic.classify import read_body
+from agentmesh.inference.logic.head_memo import HeadMemo
 from agentmesh.inference.logic.http_body import ChunkedFraming, Framing, LengthFraming
-from agentmesh.inference.logic.http_head import HEAD_END, BadMessage, RequestHead, answer_head, parse_request_head
+from agentmesh.inference.logic.http_head import (
+    HEAD_END,
+    BadMessage,
+    RequestHead,
+    answer_head,
+    parse_request_head,
+    replace_length,
+)
 from agentmesh.inference.logic.origin import cors_fields
 from agentmesh.inference.logic.proxy_limits import (
     MAX_EMPTY_LINES,
@@ -27,26 +34,12 @@ from agentmesh.inference.logic.proxy_limits import (
 from agentmesh.inference.proxy.body import Body, BodySpool, MemoryBody
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.exchange import Exchange, Request
+from agentmesh.inference.proxy.phase import CLOSE, CONTINUE, KEEP, PROCESSING, Phase
 from agentmesh.inference.proxy.ports import Wanted
 from agentmesh.inference.proxy.reception import Admitted, Reply, receive
 
 if TYPE_CHECKING:
     from agentmesh.inference.proxy.server import ApiServer
-
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-PROCESSING: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
-_CLOSE: Final = b"Connection: close\r\n"
-_KEEP: Final = b"Connection: keep-alive\r\n"
-
-
-class Phase(Enum):
-    """What the connection is doing."""
-
-    IDLE = auto()  # between requests
-    HEAD = auto()  # some of a head came
-    BODY = auto()
-    ANSWERING = auto()  # an exchange has the request; what comes meanwhile waits
-    LINGERING = auto()  # the last answer is out; what comes is thrown away until the client ends
 
 
 class ClientConnection(asyncio.Protocol):
@@ -62,6 +55,7 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = b""
         self._head: RequestHead | None = None
         self._admitted = Admitted("", "")
+        self._memo: HeadMemo[tuple[RequestHead, Admitted]] = HeadMemo()
         self._framing: Framing = LengthFraming(0)
         self._spool: BodySpool | None = None
         self._exchange: Exchange | None = None
@@ -183,6 +177,13 @@ class ClientConnection(asyncio.Protocol):
     def _take_head(self) -> bool:
         """Whether there was a whole one."""
         data = self._buffer
+        if (known := self._memo.recall(data)) is not None and known[1] <= self._settings.max_body_bytes:
+            (head, admitted), length, end = known
+            self._buffer = data[end:]
+            self._head = head = replace_length(head, length)
+            self._deadline_s = math.inf
+            self._begin_body(head, admitted)
+            return True
         for _ in range(MAX_EMPTY_LINES):
             if data.startswith(b"\r\n"):
                 data = data[2:]
@@ -208,6 +209,8 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(received, Reply):
             self._answer_now(received.answer, received.fields)
         else:
+            if head.length is not None:
+                self._memo.remember(data[: end + 4], (head, received))
             self._begin_body(head, received)
         return True
 
@@ -340,7 +343,7 @@ class ClientConnection(asyncio.Protocol):
         """The header lines that concern this connection; decides whether it goes on."""
         head = self._head
         self._keep = keep and head is not None and head.keep_alive and not self._parts.draining
-        fields = b"" if self._keep and self.minor else _KEEP if self._keep else _CLOSE
+        fields = b"" if self._keep and self.minor else KEEP if self._keep else CLOSE
         origin = head.headers.get(b"origin") if head is not None else None
         return fields if origin is None or not self._server.gate.is_allowed(origin) else fields + cors_fields(origin)
 

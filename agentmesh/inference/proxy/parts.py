@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.logic.head_memo import HeadMemo
+from agentmesh.inference.logic.http_head import ResponseHead
 from agentmesh.inference.proxy.body import BodyBudget
 from agentmesh.inference.proxy.dialects import Answer
 from agentmesh.inference.proxy.metrics import Metrics
@@ -130,5 +132,6 @@ class Parts:
     outbox: Outbox
     now: Callable[[], float]  # the loop's clock, in seconds
     engines: EnginePools = field(init=False)
+    response_heads: HeadMemo[ResponseHead] = field(default_factory=HeadMemo[ResponseHead])  # one engine's are all alike
     exchanges: set[Exchange] = field(default_factory=set["Exchange"])
     draining: bool = False
