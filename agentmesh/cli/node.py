@@ -171,7 +171,7 @@ def _show_models(report: Mapping[str, Any]) -> None:
             f"{model['context_tokens']:,}" if model["context_tokens"] else "",
             model["slots"] or "",
             ", ".join(names.get(node) or node[:12] for node in model["nodes"]),
-            model["reason"],
+            next(iter(model["reason"].splitlines()), ""),
         )
         for model in models
     ]

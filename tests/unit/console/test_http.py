@@ -104,7 +104,7 @@ async def test_status_has_exactly_the_fields_that_others_build_on(served: Served
     status = await served.client.request("GET", "/api/status")
     assert set(status) == {
         "node_id", "name", "version", "mesh_id", "mesh_name", "state", "api_port", "console_port", "bind_port", "peers",
-        "blackboard", "policy",
+        "models", "blackboard", "policy",
     }  # fmt: skip
     assert status["api_port"] is None
     assert status["blackboard"] == {"posts": 3}
