@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all check bench clean
+.PHONY: help install demo test test-all check bench clean
 
 help:
+	@echo 'make install the environment in .venv, with everything that development needs'
 	@echo 'make demo    three nodes on this machine, one mesh, a real MCP client: see it work'
 	@echo 'make test    every test that this machine can run'
 	@echo 'make check   format, lint, types, layers'
@@ -18,6 +19,8 @@ $(STAMP): pyproject.toml
 	@echo 'Installing agentmesh and its tools into $(VENV) ...'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/python benchmarks/demo.py

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from agentmesh.inference.engine.arguments import ServerPlan
+from agentmesh.inference.engine.arguments import DEFAULT_POOLING, ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.process import EngineStatus
@@ -146,7 +146,9 @@ class ModelRun:
             ready=self.state == ModelState.READY,
             context_tokens=says.context_tokens if says is not None and says.context_tokens else context,
             slots=says.slots if says is not None and says.slots else slots,
-            capabilities=capabilities_of(facts, known, projector=files.projector is not None)
+            capabilities=capabilities_of(
+                facts, known, projector=files.projector is not None, embeddings=fit is not None and fit.need.embeddings
+            )
             if facts is not None and files is not None
             else tuple(sorted(known)),
             parameters=facts.parameter_count if facts is not None else 0,
@@ -304,10 +306,10 @@ class ModelRun:
             slots=need.slots,
             device=fit.room.device,
             projector=files.projector,
-            embeddings=is_embedding,
+            embeddings=need.embeddings,
             extra=self._extra(engine, fit, batch_tokens(facts, need.context_tokens) if is_embedding else None),
             # BERT-like files without a word on it mean the mean (llama.cpp's own default for them is none at all).
-            pooling=None if facts.pooling_type else "mean",
+            pooling=None if facts.pooling_type else "mean" if is_embedding else DEFAULT_POOLING,
         )
 
     def _extra(self, engine: Engine, fit: Fit, batch: int | None) -> tuple[str, ...]:

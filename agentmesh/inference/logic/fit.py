@@ -6,7 +6,7 @@ Owns the arithmetic and the sentence that shows it. Measures nothing: rooms are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agentmesh.core.units import KIB, MIB
@@ -20,6 +20,7 @@ WORKABLE_CONTEXT_TOKENS: Final = 32 * KIB  # from here on a second request at on
 UNKNOWN_CONTEXT_TOKENS: Final = 4 * KIB  # of a model whose header names none
 MAX_CONTEXT_TOKENS: Final = 1 << 28
 MAX_WANTED_SLOTS: Final = 64
+EMBEDDING_RESERVE: Final = 8  # so many times what embedding takes beside chat must stay free, or it is left out
 MAX_EMBEDDING_BATCH_TOKENS: Final = 8 * KIB  # what the longest embedding models in use take as a whole
 # The program itself: 22 MB measured with a vocabulary of 259 tokens; a large vocabulary and its merges take some tens more.
 PROCESS_BYTES: Final = 64 * MIB
@@ -48,13 +49,14 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model takes with `slots` contexts of `context_tokens` each. All in bytes."""
+    """What a model takes with `slots` contexts of `context_tokens` each. In bytes, where nothing else is said."""
 
     weights: int
     contexts: int
     buffers: int
     context_tokens: int
     slots: int
+    embeddings: bool = False  # texts can be embedded, too
 
     @property
     def total(self) -> int:
@@ -132,6 +134,7 @@ def fit_model(name: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room
     for room in rooms:
         chosen = _choose(facts, wanted, room)
         if chosen is not None:
+            chosen = _with_embeddings(facts, chosen, room)
             return Fit(room, chosen, True, _sentence(name, chosen, room))
     room = max(rooms, key=lambda one: one.free_bytes)
     smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
@@ -159,6 +162,16 @@ def _choose(facts: ModelFacts, wanted: Wanted, room: Room) -> Need | None:
         if one.total <= room.free_bytes:
             return one
     return None
+
+
+def _with_embeddings(facts: ModelFacts, need: Need, room: Room) -> Need:
+    """A model of text embeds texts, too, where there is memory for it: llama-server then keeps room for the logits of a
+    whole batch (311 MB at a vocabulary of 152,064)."""
+    if embeds(facts):
+        return replace(need, embeddings=True)
+    ubatch = batch_tokens(facts, need.context_tokens)
+    more = replace(need, buffers=need.buffers + ubatch * facts.vocabulary.size * _FLOAT_BYTES, embeddings=True)
+    return more if more.total + EMBEDDING_RESERVE * (more.total - need.total) <= room.free_bytes else need
 
 
 def _contexts(facts: ModelFacts, wanted: Wanted) -> Iterator[int]:

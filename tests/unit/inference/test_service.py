@@ -51,7 +51,7 @@ async def test_a_loaded_model_is_ready_told_and_routed_to(world: World, tiny: Pa
     (target,) = world.service.targets()
     assert (target.node, target.engine, target.model.ready) == (NODE, world.running[0].address, True)
     assert target.model == world.service.offers()[0]
-    assert (target.model.capabilities, target.model.parameters) == (("chat", "completion"), 107_200)
+    assert (target.model.capabilities, target.model.parameters) == (("chat", "completion", "embedding"), 107_200)
 
 
 async def test_the_engine_is_told_the_whole_context_of_all_slots(world: World, tiny: Path) -> None:
