@@ -249,3 +249,15 @@ async def test_a_peers_body_that_is_too_large_is_refused_as_not_begun(tmp_path: 
         assert b"x-agentmesh-not-begun: 1" in head
         await links.close()
         await here.server.close()
+
+
+async def test_an_unexpected_failure_while_asking_a_peer_does_not_hang_the_request(tmp_path: Path) -> None:
+    async with proxy_world(tmp_path) as world:
+
+        async def broken(node: bytes, kind: object) -> Stream:
+            raise KeyError("a defect")
+
+        world.open_peer = broken
+        world.dispatch.targets.append(peer_target(PEER))
+        await world.backend(says(answer(b'"near"')))
+        assert (await world.ask(post(ASK))).body == b'"near"'

@@ -7,6 +7,7 @@ them (parts.py). Its states: choosing (perhaps in the model's queue), waiting (a
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,8 @@ from agentmesh.inference.proxy.dialects import error_answer, sse_error
 from agentmesh.inference.proxy.parts import Parts, Sink, Upstream
 from agentmesh.inference.proxy.peer_call import PeerCall
 from agentmesh.inference.proxy.ports import Lease, Outcome, Refused, TargetKey, Wanted
+
+_log = logging.getLogger(__name__)
 
 OK: Final = 200
 CLIENT_LEFT: Final = 499  # nginx's number for it; nobody receives it
@@ -142,6 +145,11 @@ class Exchange:
         except Refused as refused:
             self._queue = None
             self._refuse(refused)
+            return
+        except Exception:  # noqa: BLE001 - a task's root: unnoticed, the client would wait for ever
+            _log.exception("choosing a host failed")
+            self._queue = None
+            self._refuse(Refused(500, "internal_error", "This node could not choose a host; its log says why."))
             return
         self._queue = None
         if self.is_over:

@@ -7,6 +7,7 @@ in the meantime reaches the peer as what it is, and frees the engine's slot ther
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -21,6 +22,9 @@ from agentmesh.mesh.transport import Stream
 
 if TYPE_CHECKING:
     from agentmesh.inference.proxy.exchange import Exchange
+
+
+_log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=256)
@@ -67,6 +71,13 @@ class PeerCall:
         self._task.cancel()
 
     async def _run(self, exchange: Exchange) -> None:
+        try:
+            await self._ask(exchange)
+        except Exception:  # noqa: BLE001 - a task's root: unnoticed, the client would wait for ever
+            _log.exception("a request to a peer failed")
+            self._lost("Asking the peer failed.")
+
+    async def _ask(self, exchange: Exchange) -> None:
         stream: Stream | None = None
         try:
             async with asyncio.timeout(self._parts.settings.peer_open_s):
