@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from agentmesh.cli.main import cli
 from tools.limits_table import page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,3 +33,20 @@ def test_files_that_the_docs_name_exist(path: Path) -> None:
         )
     )
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_every_command_that_the_readme_shows_exists_with_its_options() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = re.findall(r"(?:[`$] ?|\$ )agentmesh ((?:[a-z][a-z-]*|--[a-z-]+)(?: +--?[a-z-]+)*)", text)
+    assert len(shown) > 12
+    unknown: list[str] = []
+    for words in (line.split() for line in shown):
+        command: click.Command = cli
+        for word in words:
+            if isinstance(command, click.Group) and not word.startswith("-") and word in command.commands:
+                command = command.commands[word]
+            elif word.startswith("-") and word not in {option for param in command.params for option in param.opts}:
+                unknown.append(" ".join(words))
+        if command is cli and not words[0].startswith("-"):
+            unknown.append(" ".join(words))
+    assert unknown == []
