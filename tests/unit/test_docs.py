@@ -45,7 +45,9 @@ def test_every_command_that_the_readme_shows_exists_with_its_options() -> None:
         for word in words:
             if isinstance(command, click.Group) and not word.startswith("-") and word in command.commands:
                 command = command.commands[word]
-            elif word.startswith("-") and word not in {option for param in command.params for option in param.opts}:
+            elif word.startswith("-") and word not in {option for param in command.params for option in param.opts} | {
+                "--help"
+            }:
                 unknown.append(" ".join(words))
         if command is cli and not words[0].startswith("-"):
             unknown.append(" ".join(words))
