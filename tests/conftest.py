@@ -27,3 +27,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     if report.skipped and os.environ.get("AGENTMESH_REQUIRE_ALL") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, but nothing may be skipped here: {report.longrepr}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What foreign agents were asked and said is shown, also when their tests pass."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and ("transcript", True) in report.user_properties:
+            terminalreporter.section(report.nodeid, sep="-")
+            terminalreporter.write_line(report.capstdout.rstrip())

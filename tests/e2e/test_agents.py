@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class Mesh:
 
     host: NodeHome
     client: NodeHome
+
+
+@pytest.fixture(autouse=True)
+def transcript(record_property: Callable[[str, object], None]) -> None:
+    """What the test prints is shown in the summary, also when it passes (tests/conftest.py)."""
+    record_property("transcript", True)
 
 
 @pytest.fixture(scope="module")
