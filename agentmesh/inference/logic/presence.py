@@ -16,6 +16,7 @@ MAX_OFFER_BYTES: Final = 8 * KIB  # mesh/logic/kinds.py: NODE
 MAX_MODELS: Final = 64  # of one node
 MAX_NAME_CHARS: Final = 200
 MAX_ALIASES: Final = 8
+MAX_SLOTS: Final = 256  # llama.cpp runs no more at once; who claims more would look idle whatever it is given
 MAX_ADDRESSES: Final = 8
 MAX_ADDRESS_CHARS: Final = 264  # a host name, brackets and a port
 OFFER_VERSION: Final = 1
@@ -50,9 +51,15 @@ _decoder = msgspec.msgpack.Decoder(NodeOffer)
 
 def encode_offer(offer: NodeOffer) -> bytes:
     """The payload. Models that do not fit MAX_OFFER_BYTES are left out from the end."""
-    models = offer.models[:MAX_MODELS]
-    while len(payload := msgspec.msgpack.encode(msgspec.structs.replace(offer, models=models))) > MAX_OFFER_BYTES:
-        models = models[:-1]
+    offer = msgspec.structs.replace(
+        offer,
+        program=offer.program[:MAX_NAME_CHARS],
+        engine=offer.engine[:MAX_NAME_CHARS],
+        models=offer.models[:MAX_MODELS],
+        addresses=_usable_addresses(offer.addresses),
+    )
+    while len(payload := msgspec.msgpack.encode(offer)) > MAX_OFFER_BYTES and offer.models:
+        offer = msgspec.structs.replace(offer, models=offer.models[:-1])
     return payload
 
 
@@ -63,8 +70,8 @@ def decode_offer(payload: bytes) -> NodeOffer | None:
     # Broken UTF-8 ends in UnicodeDecodeError, deep nesting in RecursionError: neither is msgspec's.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    models = tuple(model for model in offer.models[:MAX_MODELS] if _usable(model))
-    addresses = tuple(a for a in offer.addresses if 0 < len(a) <= MAX_ADDRESS_CHARS)[:MAX_ADDRESSES]
+    models = tuple(_believable(model) for model in offer.models[:MAX_MODELS] if _usable(model))
+    addresses = _usable_addresses(offer.addresses)
     bulk_port = offer.bulk_port if 0 <= offer.bulk_port <= 65_535 else 0
     return msgspec.structs.replace(offer, models=models, addresses=addresses, bulk_port=bulk_port)
 
@@ -78,3 +85,11 @@ def _usable(model: ServedModel) -> bool:
         and all(0 <= number < 1 << 53 for number in numbers)
         and model.slots >= 1
     )
+
+
+def _believable(model: ServedModel) -> ServedModel:
+    return model if model.slots <= MAX_SLOTS else msgspec.structs.replace(model, slots=MAX_SLOTS)
+
+
+def _usable_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(address for address in addresses if 0 < len(address) <= MAX_ADDRESS_CHARS)[:MAX_ADDRESSES]

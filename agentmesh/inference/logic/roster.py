@@ -54,7 +54,18 @@ class Roster:
         return hosts
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """The ids that `name` means, best first; several only if they share an alias."""
+        """The ids that `name` means, best first; several only if they share an alias.
+
+        What it means here, if that is ready, goes first: else any member could take over a name by calling a model so.
+        """
+        hosts = self._by_id.get(name)
+        if hosts is not None and self._me in hosts:
+            return (name,)
+        ids = self._mesh_ids(name)
+        mine = same_name(name, (target.model for target in self.offered_by(self._me) if target.model.ready))
+        return ids if mine is None or mine in ids else (mine, *ids)
+
+    def _mesh_ids(self, name: str) -> tuple[str, ...]:
         if name in self._by_id:
             return (name,)
         low = name.lower()
@@ -135,14 +146,16 @@ class Roster:
 
     def _same_file(self, hosts: list[Target]) -> tuple[Target, ...]:
         hosts.sort(key=lambda target: self._ranks[target.node])
-        counts: dict[str, int] = {}
+        ready = {target.model.sha256: 0 for target in hosts if target.model.sha256}
+        if len(ready) < 2:
+            return tuple(hosts)
+        counts = dict(ready)
         for target in hosts:
             if target.model.sha256:
-                counts[target.model.sha256] = counts.get(target.model.sha256, 0) + 1
-        if len(counts) < 2:
-            return tuple(hosts)
+                ready[target.model.sha256] += target.model.ready
+                counts[target.model.sha256] += 1
         own = next((t.model.sha256 for t in hosts if t.node == self._me), "")
-        meant = own or min(counts, key=lambda sha256: (-counts[sha256], sha256))
+        meant = own or min(counts, key=lambda sha256: (-ready[sha256], -counts[sha256], sha256))
         return tuple(target for target in hosts if target.model.sha256 in {"", meant})
 
     def _merit(self, model_id: str) -> tuple[bool, bool, int, int, str]:

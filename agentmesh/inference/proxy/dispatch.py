@@ -100,10 +100,12 @@ class Dispatcher:
     def _ids(self, wanted: Wanted) -> tuple[str, ...]:
         """The models that will do, best first. Raises: Refused."""
         ids = self._directory.resolve(wanted.model)
-        if wanted.local_only:
+        if wanted.local_only or is_auto(
+            wanted.model
+        ):  # a peer that calls a model `auto` does not get what is asked of it
             ids = tuple(id_ for id_ in ids if self._directory.target((self._directory.me, id_)) is not None)
-            if not ids:
-                raise not_served_here(wanted.model)
+        if wanted.local_only and not ids:
+            raise not_served_here(wanted.model)
         if ids:
             return ids
         described = [model for model, _ in self._directory.models()]
@@ -197,8 +199,9 @@ class Dispatcher:
                 continue
             before, self._seen[key] = self._seen[key], (target.model.ready, target.engine)
             if (target.model.ready and not before[0]) or target.engine != before[1]:
-                self._places[key].breaker.start_anew()
-                self._places[key].busy_until_s = 0.0
+                place = self._places[key]
+                place.breaker.start_anew()
+                place.busy_until_s = min(place.busy_until_s, self._now_s())  # who found it busy may ask it again
         for model_id in [id_ for id_ in self._mean_s if not self._directory.targets(id_)]:
             del self._mean_s[model_id]
         self._queues.serve()

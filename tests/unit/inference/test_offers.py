@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agentmesh.inference.logic.presence import (
     MAX_MODELS,
     MAX_OFFER_BYTES,
+    MAX_SLOTS,
     NodeOffer,
     decode_offer,
     encode_offer,
@@ -70,3 +71,19 @@ def test_an_offer_never_exceeds_its_record() -> None:
     assert kept is not None
     assert kept.models == tuple(many[: len(kept.models)])
     assert kept.models
+
+
+def test_more_slots_than_any_engine_has_count_as_that_many() -> None:
+    decoded = decode_offer(encode_offer(offer(msgspec.structs.replace(MODEL, slots=1 << 52))))
+    assert decoded is not None
+    assert [model.slots for model in decoded.models] == [MAX_SLOTS]
+
+
+def test_an_offer_is_made_however_much_an_engine_says_of_itself() -> None:
+    long = NodeOffer(1, "p" * 9_000, "e" * 9_000, 0, (MODEL,), addresses=("a" * 300 + ":1", *("b:1",) * 2_000))
+    payload = encode_offer(long)
+    assert len(payload) <= MAX_OFFER_BYTES
+    decoded = decode_offer(payload)
+    assert decoded is not None
+    assert decoded.models == (MODEL,)
+    assert set(decoded.addresses) == {"b:1"}

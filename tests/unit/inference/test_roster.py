@@ -112,3 +112,22 @@ def test_a_list_of_models_is_searched_by_the_same_rules() -> None:
     assert same_name("qwen", models) == "QWEN"
     assert same_name("tiny", models) == "tiny"
     assert same_name("Tin", models) is None
+
+
+def test_a_name_of_this_node_is_not_taken_over_by_a_peer_that_calls_a_model_so() -> None:
+    roster = _roster(own(model("Qwen2.5-3B-Q4_K_M", aliases=("3b",))), at(1, model("3b")), at(2, model("3B")))
+    assert roster.resolve("3b")[0] == "Qwen2.5-3B-Q4_K_M"
+    assert roster.resolve("3B")[0] == "Qwen2.5-3B-Q4_K_M"
+
+
+def test_a_name_of_this_node_means_a_peers_model_while_it_is_not_ready_here() -> None:
+    assert _roster(own(model("file", ready=False, aliases=("3b",))), at(1, model("3b"))).resolve("3b") == ("3b",)
+
+
+def test_hosts_that_are_not_ready_do_not_decide_which_file_a_name_means() -> None:
+    roster = _roster(
+        at(1, model("m", sha256="0" * 64, ready=False)),
+        at(2, model("m", sha256="0" * 64, ready=False)),
+        at(3, model("m", sha256="f" * 64)),
+    )
+    assert [target.node for target in roster.targets("m")] == [peer(3)]

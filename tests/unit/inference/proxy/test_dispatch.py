@@ -243,3 +243,24 @@ async def test_metrics_show_queues_breakers_and_decisions() -> None:
 def test_models_are_those_of_the_directory() -> None:
     world = World(own(), Target(ME, model("loading", ready=False)))
     assert [(entry.id, entry.ready) for entry, _ in world.dispatcher.models()] == [("tiny", True), ("loading", False)]
+
+
+async def test_a_peer_that_calls_a_model_auto_does_not_get_what_is_asked_of_auto() -> None:
+    world = World(own(model("mine", parameters=7, slots=4)))
+    await world.offer(1, model("auto"), model("trap", aliases=("AUTO",)))
+    assert take(world, want("auto")).target.model.id == "mine"
+    assert take(world, want("Auto")).target.model.id == "mine"
+
+
+def test_an_own_model_that_is_really_called_auto_is_what_auto_means_here() -> None:
+    assert take(World(own(model("auto")), own(model("mine"))), want("auto")).target.model.id == "auto"
+
+
+async def test_a_host_that_was_only_busy_is_asked_again_once_it_was_started_anew() -> None:
+    world = World()
+    await world.offer(1, model())
+    lease = take(world)
+    lease.release(Outcome.BUSY, retry_after_s=1)
+    await world.offer(1, model(ready=False))
+    await world.offer(1, model(ready=True))
+    assert take(world, avoid=frozenset((lease.target.key,))).target == lease.target
