@@ -103,10 +103,13 @@ class BulkStreams:
         stream = await self._fast(node, kind)
         if stream is None:
             stream = await self._around.over_quic(node)
-            await write_header(stream, kind)
-            if self._paths.is_closed(node, _now_ms()) and not await self._around.answers(node):
+            try:
+                await write_header(stream, kind)
+                if self._paths.is_closed(node, _now_ms()) and not await self._around.answers(node):
+                    raise PortClosed("The node has ended: its port is closed, and it does not answer.")
+            except BaseException:  # given up in the meantime, too: a stream that nobody has would keep its connection
                 stream.abort()
-                raise PortClosed("The node has ended: its port is closed, and it does not answer.")
+                raise
         return stream
 
     def works(self, node: bytes) -> bool:
