@@ -47,6 +47,8 @@ async def _hang_up(call: Call) -> None:
     [
         (answer(b'{"error":{"message":"boom"}}', "500 Internal Server Error"), Outcome.FAILED),
         (answer(b"", "502 Bad Gateway"), Outcome.FAILED),
+        (answer(b"", "307 Temporary Redirect", "Location: http://192.0.2.1/\r\n"), Outcome.FAILED),
+        (answer(b"", "304 Not Modified"), Outcome.FAILED),
         (answer(b"{}", "503 Service Unavailable", "Retry-After: 7\r\n"), Outcome.BUSY),
         (answer(b"{}", "429 Too Many Requests"), Outcome.BUSY),
         (b"SSH-2.0-OpenSSH_9.0\r\n", Outcome.UNREACHABLE),

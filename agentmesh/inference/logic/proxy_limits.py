@@ -34,8 +34,10 @@ KEPT_ERROR_BYTES: Final = 16 * KIB  # of a failed target's answer, to quote its 
 # ------------------------------------------------------------------ numbers
 
 MAX_CONNECTIONS: Final = 1_024  # of clients; each costs a few KiB while idle
+REQUESTS_A_TURN: Final = 16  # taken from one connection before others have their turn; some answers take 1 ms to make
 MAX_PEER_REQUESTS: Final = 512  # from all peers at once
 MAX_ATTEMPTS: Final = 8  # targets tried for one request
+MAX_BUSY_ANSWERS: Final = 120  # "busy" from hosts that others fill: at one a second as long as the queue's own wait
 MAX_IDLE_ENGINE_CONNECTIONS: Final = (
     64  # to one engine, and never more than its slots: an idle one holds one of its threads
 )

@@ -11,8 +11,6 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from agentmesh.inference.logic.http_body import LAST_CHUNK, ChunkedFraming, EndFraming, Framing, LengthFraming, as_chunk
 from agentmesh.inference.logic.http_head import (
     HEAD_END,
@@ -22,9 +20,10 @@ from agentmesh.inference.logic.http_head import (
     end_to_end_fields,
     parse_response_head,
 )
-from agentmesh.inference.logic.proxy_limits import KEPT_ERROR_BYTES, MAX_ATTEMPTS, MAX_HEAD_BYTES
+from agentmesh.inference.logic.proxy_limits import MAX_ATTEMPTS, MAX_BUSY_ANSWERS, MAX_HEAD_BYTES
 from agentmesh.inference.proxy.body import Body
 from agentmesh.inference.proxy.dialects import error_answer, sse_error
+from agentmesh.inference.proxy.failures import quote, retry_after_s
 from agentmesh.inference.proxy.parts import Parts, Sink, Upstream
 from agentmesh.inference.proxy.peer_call import PeerCall
 from agentmesh.inference.proxy.ports import Lease, Outcome, Refused, TargetKey, Wanted
@@ -34,6 +33,7 @@ _log = logging.getLogger(__name__)
 OK: Final = 200
 CLIENT_LEFT: Final = 499  # nginx's number for it; nobody receives it
 MAX_INTERIM: Final = 16  # 1xx answers before the real one
+REDIRECTIONS: Final = range(300, 400)  # no engine sends them; whoever followed one could be led anywhere by a peer
 NOT_SUPPORTED: Final = 501  # the engine's answer to what the model cannot do: as final as a 4xx
 
 
@@ -47,20 +47,12 @@ class Request:
     wanted: Wanted
 
 
-class _ErrorInside(msgspec.Struct):
-    message: str = ""
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorInside
-
-
 class Exchange:
     """See the module. `start` once; it ends by telling its sink, or by `cancel`."""
 
     __slots__ = (
-        "_attempts", "_avoid", "_began_s", "_buffer", "_deadline_s", "_framing", "_head", "_keep", "_last_failure", "_lease",
-        "_parts", "_paused", "_queue", "_rechunk", "_retried_fresh", "_route", "_sink", "_upstream", "is_over", "request",
+        "_attempts", "_avoid", "_began_s", "_buffer", "_busy_answers", "_deadline_s", "_framing", "_head", "_keep", "_last_failure",
+        "_lease", "_parts", "_paused", "_queue", "_rechunk", "_retried_fresh", "_route", "_sink", "_upstream", "is_over", "request",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, request: Request, sink: Sink) -> None:
@@ -71,6 +63,7 @@ class Exchange:
         self._began_s = parts.now()
         self._avoid: frozenset[TargetKey] = frozenset()
         self._attempts = 0
+        self._busy_answers = 0
         self._queue: asyncio.Task[None] | None = None
         self._lease: Lease | None = None
         self._upstream: Upstream | None = None
@@ -129,7 +122,7 @@ class Exchange:
     def _choose(self) -> None:
         try:
             if self._attempts >= MAX_ATTEMPTS:
-                raise Refused(503, "all_hosts_failed", f"{MAX_ATTEMPTS} hosts failed to answer.", 1)
+                raise Refused(503, "all_hosts_failed", "The hosts of this model failed or were busy whenever asked.", 1)
             lease = self._parts.dispatch.try_acquire(self.request.wanted, self._avoid)
         except Refused as refused:
             self._refuse(refused)
@@ -295,9 +288,12 @@ class Exchange:
     def _judge(self, head: ResponseHead, data: bytes) -> None:
         """Relay the answer, or try elsewhere."""
         if head.status in (429, 503) or (self._route == "peer" and NOT_BEGUN_HEADER in head.headers):
-            self._failed(Outcome.BUSY, _quote(head, data), _retry_after_s(head))
-        elif head.status >= 500 and head.status != NOT_SUPPORTED:
-            self._failed(Outcome.FAILED, _quote(head, data))
+            if head.status in (429, 503) and self._busy_answers < MAX_BUSY_ANSWERS:
+                self._busy_answers += 1
+                self._attempts -= 1  # others keep it busy: that is no failure but a place in a queue
+            self._failed(Outcome.BUSY, quote(head, data), retry_after_s(head))
+        elif head.status in REDIRECTIONS or (head.status >= 500 and head.status != NOT_SUPPORTED):
+            self._failed(Outcome.FAILED, quote(head, data))
         else:
             self._begin_relay(head, data)
 
@@ -378,19 +374,3 @@ class Exchange:
         if self._upstream is not None:
             self._deadline_s = max(self._deadline_s, self._parts.now() + self._parts.settings.answer_idle_s)
             self._upstream.resume()
-
-
-def _retry_after_s(head: ResponseHead) -> float | None:
-    text = head.headers.get(b"retry-after", b"")
-    return float(text) if text.isdigit() and len(text) <= 6 else None
-
-
-def _quote(head: ResponseHead, data: bytes) -> str:
-    """What a failed target said, as far as it is known at once."""
-    try:
-        content: list[bytes] = []
-        (ChunkedFraming(content) if head.chunked else EndFraming(content)).feed(data[:KEPT_ERROR_BYTES])
-        said = msgspec.json.decode(b"".join(content), type=_ErrorBody).error.message
-    except (msgspec.DecodeError, BadMessage, UnicodeDecodeError):
-        said = ""
-    return f"{head.status} {said[:500]}".rstrip()
