@@ -43,7 +43,8 @@ from agentmesh.node.options import NodeOptions, ServeOptions
 
 _log = logging.getLogger(__name__)
 
-DRAIN_S: Final = 1.0  # answers in progress when the node stops; then they end with a word of it
+DRAIN_S: Final = 0.8  # answers in progress when the node stops; then they end with a word of it
+DOORS_MARGIN_S: Final = 0.1  # for that word to go out before the engines end
 ENGINE_GRACE_S: Final = 1.0  # from SIGTERM to SIGKILL of an engine when the node stops: it has nothing to save
 FILES_LOOK_S: Final = 60.0  # how often it is looked whether there are model files to give
 
@@ -118,10 +119,18 @@ class NodeInference:
         self._publisher.start()
 
     async def stop(self) -> None:
-        """Take back what was offered, end answers, then engines. Nothing of them is left when this returns."""
-        await self._publisher.stop()
-        await self.api.close(DRAIN_S)
+        """Take back what was offered, end answers, then engines. Nothing of them is left when this returns.
+
+        A client that takes nothing in, or a mesh that does not answer, holds up no engine's end: the node itself has little time.
+        """
+        doors = TaskSet("model doors")
+        closing = (
+            doors.spawn(self._publisher.stop(), name="take back"),
+            doors.spawn(self.api.close(DRAIN_S), name="close"),
+        )
+        await asyncio.wait(closing, timeout=DRAIN_S + DOORS_MARGIN_S)
         await self.service.stop(ENGINE_GRACE_S)
+        await doors.close(DOORS_MARGIN_S)
         await self._tasks.close()
         await self._blobs.close()
 

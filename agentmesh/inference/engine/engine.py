@@ -63,7 +63,7 @@ class FoundEngine:
 class Engine:
     """An engine that answered `--version`, `--help` and `--list-devices`."""
 
-    command: tuple[str, ...]  # (path,), or (python, "-m", "agentmesh.inference.engine.embedded")
+    command: tuple[str, ...]  # (path,), or (python, "-P", "-m", "agentmesh.inference.engine.embedded")
     rpc_server: Path | None
     gguf_split: Path | None
     imatrix: Path | None

@@ -9,6 +9,7 @@ from typing import Final
 PROBE_TIMEOUT_S: Final = 30.0  # a question; a CUDA start takes 1-5 s, with eight GPUs up to 15, the embedded engine 1
 MAX_OUTPUT_BYTES: Final = 2 * 1024 * 1024  # of one answer; llama-server --help is 59 kB
 LINGER_S: Final = 0.5  # output is awaited after a program's end: a child that it left may hold the pipe for ever
+END_S: Final = 1.0  # for a program that nobody waits for any more to be ended: it is looked at every 50 ms
 MAX_REMEMBERED: Final = 64  # engines whose answers are kept
 MAX_PATH_FOLDERS: Final = 256  # entries of PATH that are searched
 MAX_BUILDS: Final = 256  # looked at in one store

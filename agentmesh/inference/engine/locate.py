@@ -113,11 +113,14 @@ def foreign_builds(search: EngineSearch) -> list[tuple[Path, str]]:
 
 
 def _embedded() -> FoundEngine | None:
-    """llama-server's code as a Python extension, when the extra is installed. It is looked up, not imported."""
+    """llama-server's code as a Python extension, when the extra is installed. It is looked up, not imported.
+
+    -P: the folder in which a node was started must not be a place to import modules from.
+    """
     try:
         if importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
             return None
     except (ImportError, ValueError):  # a package of that name that is broken
         return None
     flavor = "metal" if sys.platform == "darwin" else "cpu"  # what its wheels are built with
-    return FoundEngine((sys.executable, "-m", EMBEDDED_MODULE), ORIGIN_EMBEDDED, flavor)
+    return FoundEngine((sys.executable, "-P", "-m", EMBEDDED_MODULE), ORIGIN_EMBEDDED, flavor)

@@ -11,12 +11,14 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Final, cast
 
-from agentmesh.inference.engine.limits import LINGER_S, MAX_OUTPUT_BYTES
+from agentmesh.inference.engine.limits import END_S, LINGER_S, MAX_OUTPUT_BYTES
+from agentmesh.inference.threads import in_daemon_thread
 
 _POLL_S: Final = 0.05
 _READ_BYTES: Final = 65_536
@@ -43,8 +45,9 @@ def run_bounded(
     timeout_s: float,
     environ: Mapping[str, str] | None = None,
     max_output_bytes: int = MAX_OUTPUT_BYTES,
+    stop: threading.Event | None = None,
 ) -> Ran:
-    """Run `command` in a session of its own, without input. Never raises for what the program does."""
+    """Run `command` in a session of its own, without input; `stop` ends it early. Never raises for what the program does."""
     try:
         process = subprocess.Popen(
             list(command),
@@ -58,7 +61,9 @@ def run_bounded(
         return Ran(None, error=error if isinstance(error, OSError) else OSError(22, str(error)))
     pipe = cast("IO[bytes]", process.stdout)
     try:
-        collected, late, flooded = _collect(process, pipe.fileno(), timeout_s, max_output_bytes)
+        collected, late, flooded = _collect(
+            process, pipe.fileno(), timeout_s, max_output_bytes, stop or threading.Event()
+        )
     finally:
         _end_group(process)
         pipe.close()
@@ -67,12 +72,28 @@ def run_bounded(
 
 
 async def ask(command: Sequence[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> Ran:
-    """`run_bounded` without blocking the loop. A cancelled caller leaves it running for at most `timeout_s`."""
-    return await asyncio.to_thread(run_bounded, command, timeout_s=timeout_s, environ=environ)
+    """`run_bounded` without blocking the loop. When the caller is cancelled, the program is ended before this returns."""
+    loop, stop, ended = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+
+    def work() -> Ran:
+        try:
+            return run_bounded(command, timeout_s=timeout_s, environ=environ, stop=stop)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(ended.set)
+
+    try:
+        return await in_daemon_thread(work, name="ask engine")
+    except asyncio.CancelledError:
+        stop.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await ended.wait()
+        raise
 
 
 def _collect(
-    process: subprocess.Popen[bytes], descriptor: int, timeout_s: float, max_bytes: int
+    process: subprocess.Popen[bytes], descriptor: int, timeout_s: float, max_bytes: int, stop: threading.Event
 ) -> tuple[bytes, bool, bool]:
     """What was printed, whether the time ran out, whether there was too much of it."""
     deadline = time.monotonic() + timeout_s
@@ -86,13 +107,13 @@ def _collect(
             ended_at = now
         if ended_at is not None and now - ended_at >= LINGER_S:
             return bytes(collected), False, False
-        if now >= deadline:
+        if now >= deadline or stop.is_set():
             return bytes(collected), ended_at is None, False
         if not poller.poll(_POLL_S * 1000):
             continue
         chunk = os.read(descriptor, _READ_BYTES)
         if not chunk:
-            return bytes(collected), not _ends(process, deadline), False
+            return bytes(collected), not _ends(process, deadline, stop), False
         collected += chunk
         if len(collected) > max_bytes:
             return bytes(collected), False, True
@@ -108,10 +129,10 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
-def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
+def _ends(process: subprocess.Popen[bytes], deadline: float, stop: threading.Event) -> bool:
     """Whether the program, having closed its output, ends in time."""
     while not _has_ended(process):
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or stop.is_set():
             return False
         time.sleep(_POLL_S)
     return True

@@ -58,7 +58,7 @@ def test_the_order_is_bin_dir_environment_installed_path_embedded(
         "PATH",
         "embedded",
     ]
-    assert found[-1].command == (sys.executable, "-m", "agentmesh.inference.engine.embedded")
+    assert found[-1].command == (sys.executable, "-P", "-m", "agentmesh.inference.engine.embedded")
     assert found[-1].is_embedded
 
 
