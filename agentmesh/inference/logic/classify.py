@@ -104,7 +104,7 @@ def _needs_of_body(body: bytes | memoryview) -> frozenset[str]:
     try:
         if _needing.decode(body).tools:
             needs.add(str(Capability.TOOLS))
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):  # it is nested just too deeply for this reader
         needs.add(str(Capability.TOOLS))  # something is there; whether it is right, the engine says
     if _IMAGE.search(body) is not None:
         needs.add(str(Capability.VISION))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Protocol, TypeVar
 
 from agentmesh.core.errors import AgentMeshError
@@ -63,7 +64,7 @@ class Body(Protocol):
         ...
 
     def piece(self, offset: int) -> bytes:
-        """What comes at `offset`, at most PIECE_BYTES."""
+        """What comes at `offset`, at most PIECE_BYTES; nothing once it is closed."""
         ...
 
     def close(self) -> None: ...
@@ -112,6 +113,8 @@ class FileBody:
 
     def piece(self, offset: int) -> bytes:
         """See Body."""
+        if self._budget is None:
+            return b""
         return self._map[offset : offset + PIECE_BYTES]
 
     def close(self) -> None:
@@ -120,7 +123,7 @@ class FileBody:
             self._budget.give_back(self.size)
             self._budget = None
             self._map.close()
-            self._file.close()
+            _drop(self._file)
 
 
 class BodySpool:
@@ -167,7 +170,7 @@ class BodySpool:
             return FileBody(file, size, self._budget)
         except OSError as error:
             self._budget.give_back(size)
-            file.close()
+            _drop(file)
             raise NoRoomForBody(f"The request's body could not be kept: {error.strerror}.") from error
 
     def close(self) -> None:
@@ -176,5 +179,11 @@ class BodySpool:
         self.size = 0
         self._parts.clear()
         if self._file is not None:
-            self._file.close()
+            _drop(self._file)
             self._file = None
+
+
+def _drop(file: IO[bytes]) -> None:
+    """Close a file whose content nobody needs: on a full disk, what it still holds cannot be written, which must not matter."""
+    with suppress(OSError):
+        file.close()

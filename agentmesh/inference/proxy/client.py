@@ -29,12 +29,13 @@ from agentmesh.inference.logic.proxy_limits import (
     PIPELINED_BYTES,
     PROBE_S,
     PROBES_S,
+    REQUESTS_A_TURN,
     WRITE_HIGH_BYTES,
 )
 from agentmesh.inference.proxy.body import Body, BodySpool, MemoryBody
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.exchange import Exchange, Request
-from agentmesh.inference.proxy.phase import CLOSE, CONTINUE, KEEP, PROCESSING, Phase
+from agentmesh.inference.proxy.phase import CLOSE, CONTINUE, KEEP, PROCESSING, Phase, StallWatch
 from agentmesh.inference.proxy.ports import Wanted
 from agentmesh.inference.proxy.reception import Admitted, Reply, receive
 
@@ -60,13 +61,10 @@ class ClientConnection(asyncio.Protocol):
         self._spool: BodySpool | None = None
         self._exchange: Exchange | None = None
         self._keep = True
-        self._deadline_s = math.inf
-        self._body_deadline_s = math.inf
-        self._advancing = False
-        self._half_closed = False
-        self._read_paused = False
-        self._write_paused = False
-        self._stalled: tuple[int, float] = (0, math.inf)  # bytes that wait, and until when some must go
+        self._deadline_s = self._body_deadline_s = math.inf
+        self._advancing = self._half_closed = self._read_paused = self._write_paused = False
+        self._is_resting = False  # see _rest
+        self._stall = StallWatch()
         self._probes = 0
 
     # ------------------------------------------------------------------ asyncio.Protocol
@@ -95,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase is Phase.ANSWERING:
             self._probe()
             return True
-        return bool(self._buffer) and self._write_paused
+        return bool(self._buffer) and (self._write_paused or self._is_resting)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whatever works for it stops."""
@@ -110,13 +108,14 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not keep up."""
         self._write_paused = True
-        self._stalled = (self._transport.get_write_buffer_size(), self._parts.now() + self._settings.write_stall_s)
+        self._stall.begin(self._transport.get_write_buffer_size(), self._parts.now() + self._settings.write_stall_s)
         if self._exchange is not None:
             self._exchange.sink_paused()
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self._write_paused = False
+        self._stall.begin(0, math.inf)
         if self._exchange is not None:
             self._exchange.sink_resumed()
         elif self.phase is not Phase.LINGERING:
@@ -126,8 +125,10 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now_s: float) -> None:
         """Notice what takes too long."""
-        if self._write_paused or (self.phase is Phase.LINGERING and self._transport.get_write_buffer_size()):
-            self._look_for_stall(now_s)
+        waiting = self._transport.get_write_buffer_size()
+        if self._write_paused or (waiting and (self.phase is Phase.LINGERING or self._transport.is_closing())):
+            if self._stall.is_stalled(waiting, now_s, self._settings.write_stall_s):
+                self._transport.abort()
         elif now_s <= self._deadline_s:
             return
         elif self.phase in (Phase.HEAD, Phase.BODY):
@@ -144,23 +145,19 @@ class ClientConnection(asyncio.Protocol):
         """End the connection now."""
         self._transport.abort()
 
-    def _look_for_stall(self, now_s: float) -> None:
-        waiting = self._transport.get_write_buffer_size()
-        before, until_s = self._stalled
-        if waiting < before or math.isinf(until_s):
-            self._stalled = (waiting, now_s + self._settings.write_stall_s)
-        elif now_s > until_s:
-            self._transport.abort()
-
     # ------------------------------------------------------------------ taking requests
 
     def _advance(self) -> None:
         """Take requests out of the buffer while they can be answered; in a loop, not by recursion: a client may send many."""
         if self._advancing:
             return
-        self._advancing = True
+        self._advancing, self._is_resting, left = True, False, REQUESTS_A_TURN
         try:
             while self._buffer and not self._write_paused:
+                if not left:
+                    self._rest()
+                    return
+                left -= 1
                 if self.phase is Phase.BODY:
                     self._take_body()
                 elif self.phase not in (Phase.IDLE, Phase.HEAD) or not self._take_head():
@@ -174,6 +171,12 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._read_on()
 
+    def _rest(self) -> None:
+        """Let others go first: a client may send thousands of requests at once."""
+        self._is_resting = True
+        self._hold_reading()
+        asyncio.get_running_loop().call_soon(self._advance)
+
     def _take_head(self) -> bool:
         """Whether there was a whole one."""
         data = self._buffer
@@ -181,6 +184,7 @@ class ClientConnection(asyncio.Protocol):
             (head, admitted), length, end = known
             self._buffer = data[end:]
             self._head = head = replace_length(head, length)
+            self.minor = head.minor
             self._deadline_s = math.inf
             self._begin_body(head, admitted)
             return True
@@ -224,9 +228,8 @@ class ClientConnection(asyncio.Protocol):
             try:
                 self._parts.budget.take(length)
             except AgentMeshError as error:
-                self._answer_now(
-                    error_answer(head.path, error.http_status, error.code, error.message, 1), skip_body=False
-                )
+                refusal = error_answer(head.path, error.http_status, error.code, error.message, 1)
+                self._answer_now(refusal, skip_body=False)
                 return
             self._ask(head, MemoryBody(data, self._parts.budget))
             return
@@ -316,7 +319,7 @@ class ClientConnection(asyncio.Protocol):
         path = self._head.path if self._head is not None and self.phase is Phase.BODY else "/"
         self._head = None
         self._buffer = b""
-        self._send(error_answer(path, status, code, message), b"", keep=False)
+        self._send(error_answer(path, status, code, message, 1 if status == 503 else None), b"", keep=False)
 
     def _answer_now(self, answer: Answer, fields: bytes = b"", *, skip_body: bool = True) -> None:
         """Answer without an exchange. The request's body, if it has not been read, is passed over or ends the connection."""
@@ -362,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
             self.phase = Phase.LINGERING
             self._buffer = b""
             self._deadline_s = now_s + self._settings.linger_s
-            self._stalled = (0, math.inf)
+            self._stall.begin(0, math.inf)
             self._read_on()
             self._outbox.then(self._end_writing)
 

@@ -7,6 +7,7 @@ as relaying a chunk). See docs/proxy.md for the states.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,8 @@ from agentmesh.mesh.transport import Stream
 if TYPE_CHECKING:
     from agentmesh.inference.proxy.engine_pool import EnginePools
     from agentmesh.inference.proxy.exchange import Exchange
+
+_log = logging.getLogger(__name__)
 
 OpenPeer = Callable[[bytes, StreamKind], Awaitable[Stream]]
 """A fresh stream to a node, its header sent. Raises: AgentMeshError."""
@@ -115,7 +118,12 @@ class Outbox:
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for write, data in waiting:
-            write(data)
+            try:
+                write(data)
+            except (
+                RuntimeError
+            ) as error:  # uvloop's word for a connection that ended meanwhile; others must not lose theirs
+                _log.debug("nothing could be written to a connection: %s", error)
 
 
 @dataclass(slots=True)

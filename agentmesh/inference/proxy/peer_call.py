@@ -132,6 +132,8 @@ class PeerCall:
         try:
             while offset < body.size:
                 piece = body.piece(offset)
+                if not piece:
+                    return  # the request is over, and its body closed
                 offset += len(piece)
                 for start in range(0, len(piece), READ_BYTES):
                     await stream.write(piece[start : start + READ_BYTES])

@@ -1,7 +1,8 @@
-"""What a client's connection is doing; docs/proxy.md has the table of what ends each phase."""
+"""What a client's connection is doing; docs/proxy.md has the table of what ends each phase. Also: whether it takes anything."""
 
 from __future__ import annotations
 
+import math
 from enum import Enum, auto
 from typing import Final
 
@@ -19,3 +20,23 @@ class Phase(Enum):
     BODY = auto()
     ANSWERING = auto()  # an exchange has the request; what comes meanwhile waits
     LINGERING = auto()  # the last answer is out; what comes is thrown away until the client ends
+
+
+class StallWatch:
+    """Whether a client takes anything of the bytes that wait for it."""
+
+    __slots__ = ("_until_s", "_waiting")
+
+    def __init__(self) -> None:
+        self.begin(0, math.inf)
+
+    def begin(self, waiting: int, until_s: float) -> None:
+        """So many bytes wait now, some of which must be gone by then; `math.inf`: the first look decides."""
+        self._waiting = waiting
+        self._until_s = until_s
+
+    def is_stalled(self, waiting: int, now_s: float, allowed_s: float) -> bool:
+        """Look again."""
+        if waiting < self._waiting or math.isinf(self._until_s):
+            self.begin(waiting, now_s + allowed_s)
+        return now_s > self._until_s

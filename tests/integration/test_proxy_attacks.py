@@ -1,0 +1,171 @@
+"""Attacks on the proxy's client side over real sockets: what a hostile client, a full disk or bad luck may not break."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from agentmesh.inference.logic.proxy_limits import REQUESTS_A_TURN, WRITE_HIGH_BYTES
+from agentmesh.inference.proxy.dialects import Answer
+from agentmesh.inference.proxy.parts import Outbox
+from agentmesh.inference.proxy.settings import ApiSettings
+from tests.fakes.proxy_world import SSE_HEAD, Call, World, answer, chunk, post, proxy_world, says, until
+
+ASK = {"model": "m"}
+HOST = "Host: localhost\r\n"
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with proxy_world(tmp_path) as world:
+        await world.backend(says(answer(b"{}")))
+        yield world
+
+
+# ------------------------------------------------------------------ clients that do not read, or ask for too much
+
+
+async def test_a_client_that_never_reads_the_end_of_its_answer_is_given_up(tmp_path: Path) -> None:
+    """Also when so little is left that the answer counts as written: the engine is done, the connection idle."""
+    settings = ApiSettings(sweep_s=0.02, keep_alive_s=0.1, write_stall_s=0.2, linger_s=0.1)
+    async with proxy_world(tmp_path, settings) as world:
+
+        def waiting() -> int:
+            return sum(client._transport.get_write_buffer_size() for client in world.server._clients)
+
+        async def until_some_waits(call: Call) -> None:
+            await call.send(SSE_HEAD)
+            while not waiting():
+                await call.send(chunk(b"x" * 8_000))
+                await asyncio.sleep(0)
+            await call.send(b"0\r\n\r\n")
+
+        await world.backend(until_some_waits)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", world.port))
+            await loop.sock_sendall(client, post(ASK))
+            await until(lambda: bool(world.dispatch.outcomes))
+            assert waiting() < WRITE_HIGH_BYTES
+            await until(lambda: world.server.clients == 0, 5)
+
+
+async def test_a_flood_of_pipelined_requests_leaves_turns_to_others(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    own = world.server.parts.own
+    made_in_turn: list[int] = [0]
+    asked = 300
+
+    def turn() -> None:
+        made_in_turn.append(0)
+        if sum(made_in_turn) < asked:
+            loop.call_soon(turn)
+
+    class Counting:
+        def answer(self, *args: Any, **more: Any) -> Answer | None:
+            made_in_turn[-1] += 1
+            return own.answer(*args, **more)
+
+    world.server.parts.own = Counting()
+    turn()
+    client = await world.client()
+    await client.send(f"GET /health HTTP/1.1\r\n{HOST}\r\n".encode() * asked)
+    client.writer.write_eof()  # which must not cut off what is still to be answered
+    for _ in range(asked):
+        assert (await client.reply()).status == 200
+    assert await client.rest() == b""
+    assert max(made_in_turn) <= 2 * REQUESTS_A_TURN
+
+
+# ------------------------------------------------------------------ disks
+
+
+async def test_a_full_disk_refuses_the_body_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(**_: Any) -> io.BufferedRandom:
+        return open("/dev/full", "w+b")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full_disk)
+    for size in (3_000, 300_000):
+        async with proxy_world(tmp_path, ApiSettings(sweep_s=0.02, spill_bytes=1_000)) as world:
+            await world.backend(says(answer(b"{}")))
+            reply = await world.ask(post(ASK | {"x": "y" * size}))
+            assert (reply.status, reply.header("connection")) == (503, "close")
+            assert reply.header("retry-after") is not None
+            assert b"No space left" in reply.body
+            assert (await world.ask(post(ASK))).status == 200
+            await world.settled()
+
+
+# ------------------------------------------------------------------ heads and bodies
+
+
+async def test_the_version_of_each_request_counts_not_that_of_the_one_before(world: World) -> None:
+    async def stream(call: Call) -> None:
+        await call.send(SSE_HEAD + chunk(b"data: 1\n\n") + b"0\r\n\r\n")
+
+    world.backends[0].handler = stream
+    client = await world.client()
+    old = post(ASK, headers="Connection: keep-alive\r\n", version="1.0")
+    world.backends[0].handler = says(answer(b"{}"))
+    assert (await client.ask(old)).status == 200
+    assert (await client.ask(f"GET /health HTTP/1.1\r\n{HOST}\r\n".encode())).status == 200
+    world.backends[0].handler = stream
+    reply = await client.ask(old)
+    assert reply.header("transfer-encoding") is None
+    assert reply.body == b"data: 1\n\n"
+
+
+async def test_json_of_any_depth_is_refused_or_relayed(world: World) -> None:
+    world.dispatch.targets[0] = world.backends[0].target("auto")
+    client = await world.client()
+    statuses: set[int] = set()
+    for depth in (10, *range(150, 1100, 1), 5_000, 1_000_000):
+        body = b'{"model":"auto","tools":' + b"[" * depth + b"]" * depth + b"}"
+        reply = await client.ask(post(body))
+        statuses.add(reply.status)
+    assert statuses == {200, 400}
+    await world.settled()
+
+
+async def test_a_large_body_for_auto_is_read_from_its_file(tmp_path: Path) -> None:
+    async with proxy_world(tmp_path, ApiSettings(sweep_s=0.02, spill_bytes=10_000)) as world:
+        await world.backend(says(answer(b"{}")), name="auto")
+        for tools in ([{"type": "function"}], "none", []):
+            body = json.dumps({"model": "auto", "tools": tools, "messages": ["x" * 100_000, {"type": "image_url"}]})
+            assert (await world.ask(post(body.encode()))).status == 200
+        assert "vision" in world.dispatch.wanted[-1].needs
+        await world.settled()
+
+
+# ------------------------------------------------------------------ the outbox
+
+
+async def test_a_write_that_fails_does_not_lose_those_of_others() -> None:
+    outbox = Outbox(asyncio.get_running_loop())
+    written: list[bytes] = []
+
+    def gone(data: bytes) -> None:
+        raise RuntimeError("unable to perform operation; the handler is closed")  # uvloop's word
+
+    outbox.write(gone, b"a")
+    outbox.write(written.append, b"b")
+    outbox.then(lambda: gone(b""))
+    outbox.write(written.append, b"c")
+    await asyncio.sleep(0)
+    assert written == [b"b", b"c"]
