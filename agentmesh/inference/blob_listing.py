@@ -98,7 +98,8 @@ class MeshFiles:
             for peer in self._peers()[:PEERS_ASKED_AT_ONCE]
         ]
         try:
-            return [found for task in asked if (found := await task) is not None]
+            await asyncio.gather(*asked, return_exceptions=True)  # what breaks one is logged by its task set
+            return [found for task in asked if task.exception() is None and (found := task.result()) is not None]
         finally:
             await tasks.close()
 

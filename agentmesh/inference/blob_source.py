@@ -208,8 +208,11 @@ class Asked:
         found: asyncio.Queue[tuple[bytes, Stream] | None] = asyncio.Queue()
 
         async def ask(peer: bytes) -> None:
-            stream = await self._ask(file, sha256, peer)
-            found.put_nowait(None if stream is None else (peer, stream))
+            stream: Stream | None = None
+            try:
+                stream = await self._ask(file, sha256, peer)
+            finally:  # whatever goes wrong with one, the others are not waited for in vain
+                found.put_nowait(None if stream is None else (peer, stream))
 
         try:
             for peer in peers:

@@ -296,3 +296,20 @@ async def test_a_loop_that_has_stopped_ends_the_download_instead_of_hanging_it()
     loop.close()
     with pytest.raises(NoPeerHas):
         await asyncio.wait_for(asyncio.to_thread(take), 15)
+
+
+async def test_a_member_whom_asking_breaks_on_this_side_holds_up_nothing(make: MakeCluster) -> None:
+    """What a member says of itself (addresses, names) must not be able to hang a download, whatever it breaks here."""
+    cluster, hub = await make(1), Hand(SMALL)
+
+    async def broken(peer: bytes) -> Stream:
+        raise KeyError("a defect")
+
+    loop = asyncio.get_running_loop()
+    source = PeerSource(loop, broken, lambda: [b"x" * 32], limits=QUICK)
+    file = wanted(SMALL)
+    async with asyncio.timeout(20):
+        path = await asyncio.to_thread(fetch, file, [source, hub], cluster.cache)
+        assert path.read_bytes() == SMALL
+        with pytest.raises(NoPeerHas):
+            await asyncio.to_thread(MeshFiles(loop, broken, lambda: [b"x" * 32]).listing, REPO)
