@@ -178,8 +178,14 @@ class Agent:
 
 
 def folder_of(environ: Mapping[str, str], variable: str, otherwise: Path) -> Path:
-    """The folder that a variable names, else the usual one. Relative values are ignored, as the XDG specification says."""
+    """The folder that a variable names, else the usual one.
+
+    Relative values of the XDG variables are ignored, as their specification says; those of an agent's own are taken from the
+    working directory, as agents do.
+    """
     value = environ.get(variable, "")
     if value.startswith("~/"):
         return Path(environ.get("HOME") or "~").expanduser() / value[2:]
-    return Path(value) if value.startswith("/") else otherwise
+    if not value or (variable.startswith("XDG_") and not value.startswith("/")):
+        return otherwise
+    return Path(value)

@@ -1,7 +1,7 @@
 """Claude Code: everything through its environment; no file is written. Pure.
 
-Its settings.json may hold an `env` of its own, which Claude Code puts before the process's: where that would lead elsewhere,
-the same names are given again with `--settings`, which it puts before that.
+The settings.json of the user and of the project may hold an `env` of their own, which Claude Code puts before the process's:
+where that would lead elsewhere, the same names are given again with `--settings`, which it puts before those.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ _MODEL_VARIABLES: Final = (
 _TOKEN: Final = "ANTHROPIC_AUTH_TOKEN"  # noqa: S105 - the variable's name
 
 
-def settings_file(environ: Mapping[str, str], home: Path) -> Path:
-    return folder_of(environ, "CLAUDE_CONFIG_DIR", home / ".claude") / "settings.json"
+def settings_files(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
+    """The user's, then those of the project in the working directory; what comes later goes before."""
+    project = Path(".claude")
+    user = folder_of(environ, "CLAUDE_CONFIG_DIR", home / ".claude")
+    return user / "settings.json", project / "settings.json", project / "settings.local.json"
 
 
 def plan(wish: Wish) -> Launch:
@@ -50,7 +53,7 @@ def plan(wish: Wish) -> Launch:
     again = {name: environment[name] for name in overridden if name in environment}
     again |= {name: "" for name in overridden if name in _ELSEWHERE}
     if wish.key and again.pop(_TOKEN, None) is not None:  # others can read the command line
-        notes.append("The env of Claude Code's settings.json sets ANTHROPIC_AUTH_TOKEN: remove it there.")
+        notes.append("An env in Claude Code's settings sets ANTHROPIC_AUTH_TOKEN: remove it there.")
     if again:
         argv += ["--settings", json.dumps({"env": again})]
     if wish.blackboard:
@@ -65,8 +68,14 @@ def plan(wish: Wish) -> Launch:
 
 
 def _own_environment(wish: Wish) -> Mapping[str, str]:
-    """The `env` of the user's settings; nothing when Claude Code itself could not read them."""
-    text = wish.existing.get(settings_file(wish.environ, wish.home))
+    """The `env` of all settings; nothing of a file that Claude Code itself could not read."""
+    merged: dict[str, str] = {}
+    for path in settings_files(wish.environ, wish.home):
+        merged |= _env(wish.existing.get(path))
+    return merged
+
+
+def _env(text: str | None) -> dict[str, str]:
     try:
         settings: object = json_edit.parse(text) if text else None
     except json_edit.BadText:
@@ -81,5 +90,5 @@ CLAUDE: Final = Agent(
     command="claude",
     install="npm install -g @anthropic-ai/claude-code",
     plan=plan,
-    reads=lambda environ, home, _write: (settings_file(environ, home),),
+    reads=lambda environ, home, _write: settings_files(environ, home),
 )

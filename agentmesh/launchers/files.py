@@ -32,7 +32,8 @@ NEW_FOLDER_MODE: Final = 0o700
 def read(path: Path) -> str | None:
     """The file's text, None if there is none. Raises: ConfigUnusable: it is no regular readable UTF-8 file."""
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: else opening a pipe that nobody writes to never ends.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigUnusable(f"{path} is not a regular file.")
             data = file.read(MAX_FILE_BYTES + 1)

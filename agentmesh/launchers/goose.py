@@ -42,7 +42,9 @@ def plan(wish: Wish) -> Launch:
             arguments = (arguments[0], "--with-extension", _extension(wish.blackboard), *arguments[1:])
         else:
             notes = (f"goose {arguments[0]} takes no extension: it runs without the blackboard.",)
-    return Launch(("goose", *arguments), environment, files=(_provider(wish),), notes=notes)
+    # Set to nothing, goose takes the working directory for its root.
+    unset = ("GOOSE_PATH_ROOT",) if wish.environ.get("GOOSE_PATH_ROOT") == "" else ()
+    return Launch(("goose", *arguments), environment, unset, files=(_provider(wish),), notes=notes)
 
 
 def _extension(server: McpCommand) -> str:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final, cast
 
 from agentmesh.launchers import json_edit
-from agentmesh.launchers.base import MCP_NAME, PROVIDER, Agent, ConfigUnusable, Launch, MeshModel, Wish
+from agentmesh.launchers.base import MCP_NAME, PROVIDER, Agent, ConfigUnusable, Launch, LauncherError, MeshModel, Wish
 
 VARIABLE: Final = "OPENCODE_CONFIG_CONTENT"
 MCP_SERVERS_SINCE_MAJOR: Final = 2  # from then on `mcp.servers.NAME`, before `mcp.NAME`
+# It puts variables and files in these places, before it reads the JSON: a member of the mesh could name a model so.
+_REFERENCE: Final = re.compile(r"\{(?:env|file):")
 
 
 def plan(wish: Wish) -> Launch:
-    """The launch of opencode."""
+    """The launch of opencode. Raises: LauncherError: the model has a name that opencode would read otherwise."""
+    if _REFERENCE.search(wish.model.id):
+        raise LauncherError(
+            f"opencode would read the name {wish.model.id} as a reference to something else: give another with --model."
+        )
     model = f"{PROVIDER}/{wish.model.id}"
     config: dict[str, Any] = {
         "$schema": "https://opencode.ai/config.json",
@@ -22,7 +29,7 @@ def plan(wish: Wish) -> Launch:
                 "npm": "@ai-sdk/openai-compatible",
                 "name": "agentmesh",
                 "options": {"baseURL": f"{wish.base_url}/v1", "apiKey": wish.token},
-                "models": {each.id: _model(each) for each in wish.models},
+                "models": {each.id: _model(each) for each in wish.models if not _REFERENCE.search(each.id)},
             }
         },
         "model": model,

@@ -14,8 +14,8 @@ from agentmesh.launchers.base import NO_KEY, Agent, Launch, PlannedFile, Wish
 HIDDEN: Final = "***"
 # Members of the user's own settings, of which ours become a part.
 _SECRET: Final = re.compile(
-    r"""((?<![\w-])(?!env_key)[\w-]*(?:key|token|secret|password|authorization)["']?\s*[:=]\s*["'])"""
-    r"""([^"'\\\n]+)""",
+    r"""((?<![\w-])(?!env_key)[\w-]*(?:key|token|secret|password|authorization)["']?\s*[:=]\s*)"""
+    r"""("(?:\\.|[^"\\\n])+|'(?:\\.|[^'\\\n])+)""",
     re.IGNORECASE,
 )
 
@@ -82,12 +82,17 @@ def _file_lines(file: PlannedFile, key: str | None) -> list[str]:
 
 def _diff(file: PlannedFile) -> str:
     """What changes, without the lines around it: they may hold others' secrets."""
-    old, new = ((text or "").splitlines(keepends=True) for text in (file.old, file.content))
+    old, new = (_lines(text or "") for text in (file.old, file.content))
     name = Path(file.path).name
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-        for line in difflib.unified_diff(list(old), list(new), name, name, n=0)
+        for line in difflib.unified_diff(old, new, name, name, n=0)
     )
+
+
+def _lines(text: str) -> list[str]:
+    """As `patch` counts them: by line feeds only."""
+    return [line for line in re.split(r"(?<=\n)", text) if line]
 
 
 def _quoted(value: str, key: str | None) -> str:
@@ -106,8 +111,9 @@ def _masked(text: str, key: str | None) -> str:
 
 def _hidden(found: re.Match[str], key: str | None) -> str:
     """A member whose value is a secret of the user's own; ours, and references to variables, are shown."""
-    ours = found[2] in (NO_KEY, key) or found[2].startswith(("$", "{env:"))
-    return found[0] if ours else f"{found[1]}{HIDDEN}"
+    quote, value = found[2][0], found[2][1:]
+    ours = value in (NO_KEY, key) or value.startswith(("$", "{env:"))
+    return found[0] if ours else f"{found[1]}{quote}{HIDDEN}"
 
 
 def _one_line(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agentmesh.launchers import claude, codex, goose, pi
+from agentmesh.launchers import claude, codex, goose, opencode, pi
 from agentmesh.launchers.agents import AGENTS
-from agentmesh.launchers.base import Agent, ConfigUnusable, Launch, MeshModel
+from agentmesh.launchers.base import Agent, ConfigUnusable, Launch, LauncherError, MeshModel
 from tests.unit.launchers.wishes import BIG, BOARD, HOME, KEY, SMALL, planned
 
 GOOSE_FILE = HOME / ".config/goose/custom_providers/mesh.json"
@@ -76,6 +76,14 @@ def test_an_env_in_claudes_settings_that_leads_elsewhere_is_set_again(variable: 
     }
 
 
+@pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
+def test_an_env_in_the_settings_of_the_project_does_not_lead_claude_elsewhere(name: str) -> None:
+    settings = json.dumps({"env": {"ANTHROPIC_BASE_URL": "http://of-the-repository"}})
+    launch = planned(claude.CLAUDE, {Path(".claude") / name: settings}, key=KEY)
+    assert json.loads(launch.argv[2]) == {"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9337"}}
+    assert Path(".claude") / name in claude.CLAUDE.reads({}, HOME, False)
+
+
 @pytest.mark.parametrize("text", ["{ broken", "[]", '{"env": 7}', '{"model": "opus"}', ""])
 def test_other_settings_of_claude_change_nothing(text: str) -> None:
     assert planned(claude.CLAUDE, {HOME / ".claude/settings.json": text}).argv == ("claude",)
@@ -128,6 +136,18 @@ def test_gooses_folder_is_where_xdg_says() -> None:
     assert launch.files[0].path == Path("/cfg/goose/custom_providers/mesh.json")
     relative = planned(goose.GOOSE, environ={"XDG_CONFIG_HOME": "cfg"})
     assert relative.files[0].path == GOOSE_FILE
+
+
+def test_an_agents_own_folder_may_be_relative_to_the_working_directory() -> None:
+    assert planned(pi.PI, environ={"PI_CODING_AGENT_DIR": "mine"}).files[0].path == Path("mine/models.json")
+    assert planned(codex.CODEX, environ={"CODEX_HOME": "mine"}, write=True).files[0].path == Path("mine/config.toml")
+    assert planned(pi.PI, environ={"PI_CODING_AGENT_DIR": ""}).files[0].path == PI_FILE
+
+
+def test_an_empty_root_does_not_make_goose_look_into_the_working_directory() -> None:
+    launch = planned(goose.GOOSE, environ={"GOOSE_PATH_ROOT": ""})
+    assert launch.files[0].path == GOOSE_FILE
+    assert launch.unset == ("GOOSE_PATH_ROOT",)
 
 
 @pytest.mark.parametrize(
@@ -270,3 +290,13 @@ def test_a_model_of_unknown_context_still_gets_a_usable_one(agent: Agent) -> Non
     shown = str(launch.environment) + str(launch.argv) + "".join(file.content for file in launch.files)
     assert "32768" in shown
     assert BIG.id not in shown
+
+
+@pytest.mark.parametrize("name", ["{env:AWS_SECRET_ACCESS_KEY}", "x{file:~/.ssh/id_rsa}"])
+def test_a_members_model_named_like_opencodes_references_gets_nothing_of_this_machine(name: str) -> None:
+    hostile = MeshModel(name, parameters=10**15)
+    launch = planned(opencode.OPENCODE, models=(BIG, hostile))
+    assert name not in launch.environment[opencode.VARIABLE]
+    assert BIG.id in launch.environment[opencode.VARIABLE]
+    with pytest.raises(LauncherError, match="--model"):
+        planned(opencode.OPENCODE, models=(BIG, hostile), model=hostile)

@@ -45,6 +45,12 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "agent" / "c.json"
 
 
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(config: Path) -> None:
+    os.mkfifo(config)
+    with pytest.raises(ConfigUnusable, match="not a regular file"):
+        files.read(config)
+
+
 def test_a_new_file_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "c.json"
     assert files.apply((path,), setting(path, "x"), tmp_path / "record.json")[1] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,22 @@ def test_a_changed_file_is_shown_as_a_patch_without_what_stands_around_it(tmp_pa
     assert as_json(PI, wish, launch)["files"][0]["state"] == "changed"
 
 
+@pytest.mark.skipif(shutil.which("patch") is None, reason="needs patch")
+@pytest.mark.parametrize(
+    "mine",
+    ['{"a": 1,\n/* \x0c */ "providers": {}}', '{\r"providers": {}\r}', '{"a": "\u2028\x85",\r\n"providers": {\r\n}}'],
+)
+def test_the_patch_that_is_shown_gives_what_a_launch_writes_whatever_ends_the_lines(tmp_path: Path, mine: str) -> None:
+    path = tmp_path / ".pi/agent/models.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(mine.encode())
+    wish = dataclasses.replace(WISH, home=tmp_path, existing={path: mine})
+    launch = PI.plan(wish)
+    shown = as_shell(PI, wish, dataclasses.replace(launch, argv=("true",)))
+    subprocess.run(["sh", "-euc", shown], timeout=20, check=True, capture_output=True)
+    assert path.read_bytes() == launch.files[0].content.encode()
+
+
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 def test_the_key_is_never_shown(agent: Agent) -> None:
     wish = dataclasses.replace(WISH, key=KEY, blackboard=BOARD, write=True)
@@ -77,6 +94,15 @@ def test_secrets_of_the_users_own_settings_are_not_shown() -> None:
         assert "***" in shown
         assert "7" in shown
         assert "mesh" in shown
+
+
+@pytest.mark.parametrize("secret", ['half"secret-end', "half's secret-end", "half\\secret-end"])
+def test_of_a_secret_with_quotes_in_it_no_part_is_shown(secret: str) -> None:
+    mine = json.dumps({"provider": {"work": {"options": {"apiKey": secret}}}})
+    wish = dataclasses.replace(WISH, environ={"OPENCODE_CONFIG_CONTENT": mine})
+    launch = OPENCODE.plan(wish)
+    for shown in (as_shell(OPENCODE, wish, launch), json.dumps(as_json(OPENCODE, wish, launch))):
+        assert "secret-end" not in shown
 
 
 def test_a_file_that_is_as_it_should_be_is_said_to_be_so() -> None:
