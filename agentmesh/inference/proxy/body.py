@@ -33,20 +33,25 @@ class NoRoomForBody(AgentMeshError):
 
 
 class BodyBudget:
-    """Bytes that bodies hold, over all requests."""
+    """Bytes that bodies hold, over all requests, or over some of them: then they count in `whole` too."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, whole: BodyBudget | None = None) -> None:
         self._limit_bytes = limit_bytes
+        self._whole = whole
         self.used_bytes = 0
 
     def take(self, count: int) -> None:
         """Raises: NoRoomForBody."""
         if self.used_bytes + count > self._limit_bytes:
             raise NoRoomForBody()
+        if self._whole is not None:
+            self._whole.take(count)
         self.used_bytes += count
 
     def give_back(self, count: int) -> None:
         self.used_bytes -= count
+        if self._whole is not None:
+            self._whole.give_back(count)
 
 
 class Body(Protocol):

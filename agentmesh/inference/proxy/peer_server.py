@@ -6,7 +6,7 @@ A request that was not begun is answered with `x-agentmesh-not-begun`, so that t
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from urllib.parse import unquote
 
 from agentmesh.core.errors import AgentMeshError, ProtocolError
@@ -20,8 +20,13 @@ from agentmesh.inference.logic.http_head import (
     answer_head,
     parse_request_head,
 )
-from agentmesh.inference.logic.proxy_limits import MAX_HEAD_BYTES, READ_BYTES, WRITE_HIGH_BYTES
-from agentmesh.inference.proxy.body import Body, BodySpool, BodyTooLarge, NoRoomForBody
+from agentmesh.inference.logic.proxy_limits import (
+    MAX_HEAD_BYTES,
+    PEERS_SHARE_OF_BODIES,
+    READ_BYTES,
+    WRITE_HIGH_BYTES,
+)
+from agentmesh.inference.proxy.body import Body, BodyBudget, BodySpool, BodyTooLarge, NoRoomForBody
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.exchange import Exchange, Request
 from agentmesh.inference.proxy.parts import Parts
@@ -99,34 +104,45 @@ class PeerSink:
 
 
 class PeerServer:
-    """See the module. State: how many requests are in progress."""
+    """See the module. State: how many requests of which peers are in progress, and what their bodies hold."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._active = 0
+        self._active: Counter[bytes] = Counter()
+        self._budget = BodyBudget(parts.settings.max_bodies_bytes // PEERS_SHARE_OF_BODIES, parts.budget)
 
     async def serve(self, peer: bytes, stream: Stream) -> None:
         """Answer the request that a peer's stream brings. The stream is over when this returns."""
-        self._active += 1
         try:
-            await self._serve(peer, stream)
+            async with asyncio.timeout(self._parts.settings.header_timeout_s):
+                head, rest = await _read_head(stream)
+            if self._is_full(peer):
+                sink = PeerSink(self._parts, stream)
+                sink.answer(error_answer(head.path, 503, "busy", "This node takes no more requests.", 1))
+                await sink.pump()
+                return
+            self._active[peer] += 1
+            try:
+                await self._serve(peer, stream, head, rest)
+            finally:
+                self._active[peer] -= 1
+                if not self._active[peer]:
+                    del self._active[peer]
         except (AgentMeshError, TimeoutError):
             stream.abort()  # the peer left, or sent what no node sends
         except asyncio.CancelledError:
             stream.abort()
             raise
-        finally:
-            self._active -= 1
 
-    async def _serve(self, peer: bytes, stream: Stream) -> None:
+    def _is_full(self, peer: bytes) -> bool:
         settings = self._parts.settings
-        async with asyncio.timeout(settings.header_timeout_s):
-            head, rest = await _read_head(stream)
+        in_all = self._active.total()
+        mine = self._active[peer]
+        return self._parts.draining or in_all >= settings.max_peer_requests or mine >= settings.max_requests_of_a_peer
+
+    async def _serve(self, peer: bytes, stream: Stream, head: RequestHead, rest: bytes) -> None:
+        settings = self._parts.settings
         sink = PeerSink(self._parts, stream)
-        if self._active > settings.max_peer_requests or self._parts.draining:
-            sink.answer(error_answer(head.path, 503, "busy", "This node takes no more requests.", 1))
-            await sink.pump()
-            return
         try:
             async with asyncio.timeout(settings.body_total_s):
                 body = await self._read_body(stream, head, rest)
@@ -146,7 +162,7 @@ class PeerServer:
 
     async def _read_body(self, stream: Stream, head: RequestHead, rest: bytes) -> Body:
         """Raises: BodyTooLarge, NoRoomForBody, StreamClosed, TimeoutError, ProtocolError."""
-        spool = BodySpool(self._parts.budget, self._parts.settings)
+        spool = BodySpool(self._budget, self._parts.settings)
         length = head.length or 0
         try:
             if length > self._parts.settings.max_body_bytes:

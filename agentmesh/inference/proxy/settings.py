@@ -26,6 +26,7 @@ class ApiSettings:
     spill_bytes: int = limits.SPILL_BYTES
     max_connections: int = limits.MAX_CONNECTIONS
     max_peer_requests: int = limits.MAX_PEER_REQUESTS
+    max_requests_of_a_peer: int = limits.MAX_REQUESTS_OF_A_PEER
     header_timeout_s: float = limits.HEADER_TIMEOUT_S
     body_idle_s: float = limits.BODY_IDLE_S
     body_total_s: float = limits.BODY_TOTAL_S
