@@ -52,7 +52,8 @@ def load(
     """Serve a model on this home's node, downloading it if need be.
 
     MODEL is a catalog name, org/repo/file.gguf, org/repo[:QUANT], a Hugging Face URL, or a path. The node serves it again after a
-    restart, until 'agentmesh drop'. Interrupting this command leaves the load going.
+    restart, until 'agentmesh drop'; one that a command starts in the background loads nothing unasked. Interrupting this command
+    leaves the load going.
 
     \b
     Examples:
@@ -113,7 +114,8 @@ def drop(name: str, as_json: bool) -> None:
 
 
 def _end(name: str, *, forget: bool, as_json: bool) -> None:
-    path = f"/api/runtime/models/{quote(name, safe='')}"
+    wanted, is_path = as_reference(name)
+    path = f"/api/runtime/models/{quote(wanted if is_path else name, safe='')}"
     params = {"forget": "1"} if forget else None
     done = _client().request("DELETE", path, params=params, timeout_s=UNLOAD_TIMEOUT_S)
     if as_json:

@@ -150,11 +150,15 @@ def _pause(seconds: float, stop: threading.Event) -> None:
 
 
 def _local(reference: LocalFile) -> Located:
-    path = Path(reference.path).expanduser().absolute()
-    if path.is_dir():
-        raise ModelFileUnusable(f"{path} is a folder; name the GGUF file in it.")
-    if not path.exists():
-        raise ModelFileUnusable(f"{path} does not exist.")
+    try:
+        path = Path(reference.path).expanduser().absolute()
+        if path.is_dir():
+            raise ModelFileUnusable(f"{path} is a folder; name the GGUF file in it.")
+        if not path.exists():
+            raise ModelFileUnusable(f"{path} does not exist.")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a ~ of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileUnusable(f"{reference.path} cannot be looked at: {why}.") from error
     name = model_id(path.name)
     if not name.isprintable() or len(name) > MAX_NAME_CHARS or not _is_utf8(name):
         raise InvalidInput(f"A model cannot be served under the name of {path.parent / '…'}: rename the file.")

@@ -101,6 +101,11 @@ class MemoryBook:
         if (promise := self._promises.get(key)) is not None:
             promise.settled, promise.pid = True, pid
 
+    def unsettle(self, key: object) -> None:
+        """Its engine crashed and is started again: what is free now will be missing soon."""
+        if (promise := self._promises.get(key)) is not None:
+            promise.settled, promise.pid = False, None
+
     def release(self, key: object) -> None:
         """Its engine is gone. Whoever waits for memory looks again."""
         if self._promises.pop(key, None) is not None:

@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from agentmesh.inference.engine.arguments import DEFAULT_POOLING, ServerPlan
@@ -106,7 +107,8 @@ class ModelRun:
 
     def answers_to(self, name: str) -> bool:
         """Whether `name` is its id, one of its other names, or what the user wrote to load it."""
-        names = (self.id, self.request.model, *(self.located.aliases if self.located is not None else ()))
+        written = str(Path(self.request.model).absolute())  # commands make paths whole
+        names = (self.id, self.request.model, written, *(self.located.aliases if self.located is not None else ()))
         return name in names or name.lower() in (one.lower() for one in names)
 
     def status(self, node: str) -> ModelStatus:
@@ -352,6 +354,7 @@ class ModelRun:
             self.set_state(ModelState.FAILED, status.reason)
             self._parts.say(f"{self.id} failed: {status.reason}")
         elif status.state in (State.BACKOFF, State.STARTING, State.LOADING):
+            self._parts.memory.unsettle(self)
             self.set_state(ModelState.LOADING, status.reason or self.reason)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -52,6 +53,7 @@ from agentmesh.mesh.identity import encode_id
 
 _log = logging.getLogger(__name__)
 
+UNEXPECTED: Final = "It failed in a way that nobody expected; the node's log says more."
 # Told to the mesh and to routing: whatever is, or will be, served.
 _OFFERED: Final = (ModelState.DOWNLOADING, ModelState.WAITING, ModelState.LOADING, ModelState.READY)
 
@@ -119,7 +121,10 @@ class ModelService:
         named = [LoadRequest(model) for model in self._settings.models]
         named += [LoadRequest(path, is_path=True) for path in self._settings.ggufs]
         seen = {(request.model, request.is_path) for request in named}
-        again = [one for one in self._remembered.load() if (one.model, one.is_path) not in seen]
+        remembered = self._remembered.load()
+        again = [one for one in remembered if self._settings.again and (one.model, one.is_path) not in seen]
+        if remembered and not self._settings.again:
+            _log.info("not loaded again, for nobody asked: %s", ", ".join(one.model for one in remembered))
         for number, request in enumerate((*named, *again)[:MAX_SERVED]):
             run, is_again = self._new_run(request), number >= len(named)
             work = self._serve_from_start(run, is_again=is_again)
@@ -302,6 +307,10 @@ class ModelService:
                 return
             await self._failed(run, error)
             return
+        except Exception:
+            _log.exception("%s: looking for it failed", run.id)
+            await self._failed(run, AgentMeshError(UNEXPECTED))
+            return
         await self._serve(run, wait=True)
 
     async def _serve(self, run: ModelRun, *, wait: bool = False) -> None:
@@ -309,6 +318,10 @@ class ModelService:
             await run.serve(wait=wait)
         except AgentMeshError as error:
             await self._failed(run, error)
+            return
+        except Exception:
+            _log.exception("%s: serving it failed", run.id)
+            await self._failed(run, AgentMeshError(UNEXPECTED))
             return
         _log.info("%s is ready: %s", run.id, run.fit.sentence if run.fit is not None else "")
         self._tasks.spawn(self._identify(run), name=f"hash {run.id}")
@@ -360,5 +373,7 @@ class ModelService:
 
 def log_name(name: str) -> str:
     """A model's id as a file name."""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in model_id(name))
-    return plain[:100].lstrip(".") or "model"
+    whole = model_id(name)
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100].lstrip(".")
+    # Two models must not write one file: each would show the other's last words for its own.
+    return plain if plain == whole else f"{plain or 'model'}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"

@@ -16,6 +16,7 @@ class ServeSettings:
         max_vram_bytes: what all models together may use; None: what is free.
         device: where models run, as the engine names it; None: the best one.
         bin_dir, llama_flavor: which engine.
+        again: begin with what was loaded before, too.
         no_engine: a client: no models, and loading any is refused.
     """
 
@@ -26,4 +27,5 @@ class ServeSettings:
     device: str | None = None
     bin_dir: Path | None = None
     llama_flavor: str | None = None
+    again: bool = True
     no_engine: bool = False

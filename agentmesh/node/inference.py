@@ -84,7 +84,7 @@ class NodeInference:
         self.service = ModelService(
             home,
             node,
-            _serve_settings(options.serve),
+            _serve_settings(options.serve, again=options.serve.again or not options.background),
             sources=MeshFiles(loop, self._open_blob, self._file_givers),
             say=say,
             on_ready=on_ready,
@@ -218,7 +218,7 @@ class NodeInference:
         await self._blobs.serve(peer, stream)
 
 
-def _serve_settings(options: ServeOptions) -> ServeSettings:
+def _serve_settings(options: ServeOptions, *, again: bool) -> ServeSettings:
     return ServeSettings(
         models=options.models,
         ggufs=options.ggufs,
@@ -227,5 +227,6 @@ def _serve_settings(options: ServeOptions) -> ServeSettings:
         device=options.device,
         bin_dir=options.bin_dir,
         llama_flavor=options.llama_flavor,
+        again=again,
         no_engine=options.client,
     )

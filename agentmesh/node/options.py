@@ -9,7 +9,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Which models to serve and on what. `client`: none, and no engine. Empty: what `agentmesh load` brings later."""
+    """Which models to serve and on what. `client`: none, and no engine. Empty: what `agentmesh load` brings later.
+
+    `again`: what was loaded before, too, though nobody named a model; a node in the background else loads nothing unasked.
+    """
 
     client: bool = False
     models: tuple[str, ...] = ()
@@ -19,6 +22,7 @@ class ServeOptions:
     device: str | None = None
     bin_dir: Path | None = None
     llama_flavor: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

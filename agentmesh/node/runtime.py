@@ -137,7 +137,8 @@ class Node:
         if self.stopping.is_set():
             return
         self.request_stop(reason)
-        options = dataclasses.replace(self._options, join=())
+        serve = dataclasses.replace(self._options.serve, again=bool(self._inference.service.status()))
+        options = dataclasses.replace(self._options, join=(), serve=serve)
         self.successor = Node(self._home, options, self._config, on_mesh)
 
     def clients(self) -> int:

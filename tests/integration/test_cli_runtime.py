@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agentmesh.control.client import NodeClient
+from agentmesh.core.paths import Home
 from tests.fakes.fake_engine import write_fake_engine
 from tests.fakes.node_process import ROOT, NodeHome, Nodes, wait_for
 from tests.fakes.tiny_gguf import write_tiny
@@ -54,6 +57,39 @@ def test_a_model_is_loaded_followed_unloaded_and_dropped(nodes: Nodes, tmp_path:
     assert "serves no 'org/repo:Q8_0'" in home.cli("unload", "org/repo:Q8_0").err
     missing = home.cli("unload", "tiny")
     assert (missing.code, missing.err) == (1, "agentmesh: This node serves no 'tiny'. It serves: first.\n")
+
+
+def test_a_file_is_unloaded_and_dropped_as_it_was_named(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:
+    home = start(nodes, tmp_path)
+    relative = os.path.relpath(tiny, ROOT)
+    for written in (str(tiny), relative):
+        assert home.cli("load", written).code == 0
+        assert "tiny is unloaded" in home.cli("unload", written).err
+        assert home.cli("drop", written).code == 0
+        assert "tiny" not in (home.root / "models.json").read_text()
+
+
+def test_a_node_that_the_board_started_loads_nothing_unasked(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:
+    write_fake_engine(tmp_path)
+    home = nodes.home({"AGENTMESH_BIN_DIR": str(tmp_path)})
+    assert home.cli("blackboard", "hello").code == 0
+    assert home.cli("load", str(tiny)).code == 0
+    assert home.cli("stop").code == 0
+    assert home.cli("blackboard", "again").code == 0
+    assert states(home) == {}
+    assert "tiny" in (home.root / "models.json").read_text()
+
+
+def test_a_node_in_the_background_keeps_its_models_when_it_joins(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:
+    write_fake_engine(tmp_path)
+    other = nodes.start()
+    home = nodes.home({"AGENTMESH_BIN_DIR": str(tmp_path)})
+    assert home.cli("blackboard", "hello").code == 0
+    assert home.cli("load", str(tiny)).code == 0
+    NodeClient(Home(home.root)).request("POST", "/api/mesh/join", json={"tokens": [other.invite]})
+    joined = other.json("status")["mesh_id"]
+    wait_for(lambda: joined in home.cli("status", "--json").out, READY_S, "the other mesh")
+    wait_for(lambda: states(home).get("tiny") == "ready", READY_S, "the model")
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:

@@ -217,6 +217,26 @@ async def test_an_engine_that_is_given_up_frees_its_memory(world: World, tiny: P
     assert world.service.memory.machine_free_bytes() == free
 
 
+async def test_an_unexpected_failure_is_shown_and_holds_no_memory(world: World, tiny: Path) -> None:
+    free = world.service.memory.machine_free_bytes()
+
+    def break_down(_running: FakeRunning) -> None:
+        raise ZeroDivisionError
+
+    world.prepare = break_down
+    await world.service.load(path_request(tiny))
+    status = await world.becomes("tiny", FAILED)
+    assert "log says more" in status.reason
+    assert world.service.memory.machine_free_bytes() == free
+
+
+async def test_a_path_that_the_system_does_not_take_is_refused_with_its_reason(world: World, tmp_path: Path) -> None:
+    for name in ("x" * 300 + ".gguf", "~nobody-of-this-name/x.gguf"):
+        with pytest.raises(ModelFileUnusable, match="cannot be looked at"):
+            await world.service.load(LoadRequest(str(tmp_path / name) if name[0] == "x" else name, is_path=True))
+    assert world.service.status() == []
+
+
 async def test_unloading_what_is_not_served_lists_what_is(world: World, tiny: Path) -> None:
     with pytest.raises(NotServed, match="It serves: nothing"):
         await world.service.unload("7b")
@@ -245,6 +265,8 @@ async def test_a_client_loads_nothing(tmp_path: Path, tiny: Path) -> None:
 
 def test_log_files_have_plain_names() -> None:
     assert log_name("Qwen2.5-7B") == "Qwen2.5-7B"
-    assert log_name("a b/../c\u00e9") == "c_"
-    assert log_name("pass wd:1") == "pass_wd_1"
-    assert log_name("...") == "model"
+    assert log_name("a b/../c\u00e9").startswith("c_-")
+    assert log_name("pass wd:1").startswith("pass_wd_1-")
+    assert log_name("...").startswith("model-")
+    names = ("pass wd:1", "pass_wd_1", "pass wd 1", "m" * 150, "m" * 151)
+    assert len({log_name(name) for name in names}) == len(names)

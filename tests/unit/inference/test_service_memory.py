@@ -138,6 +138,22 @@ async def test_a_device_is_not_promised_twice_while_a_model_loads(tmp_path: Path
     await world.service.stop()
 
 
+async def test_a_crashed_engines_memory_is_kept_for_its_restart(tmp_path: Path) -> None:
+    """While it is away, the device looks free."""
+    world = World(tmp_path / "home", devices=[Device("CUDA0", "one", 1_000_000_000, 1_000_000_000)])
+    world.machine.total = world.machine.available = 0
+    for name in ("a", "b"):
+        write_tiny(tmp_path / f"{name}.gguf")
+    await world.service.load(path_request(tmp_path / "a.gguf"))
+    await world.becomes("a", READY)
+    world.running[0].enter(State.BACKOFF, "It crashed.")
+    with pytest.raises(DoesNotFit):
+        await world.service.load(path_request(tmp_path / "b.gguf"))
+    world.running[0].enter(State.READY)
+    await world.service.load(path_request(tmp_path / "b.gguf"))  # what a took shows in what is free: here, nothing
+    await world.service.stop()
+
+
 # ------------------------------------------------------------------ restarts
 
 
@@ -186,6 +202,22 @@ async def test_what_the_command_line_names_goes_before_what_is_remembered(world:
     await world.make().start()
     assert (await world.becomes("tiny", READY)).context_tokens == 128
     await world.until(lambda: len(world.service.status()) == 1)
+
+
+async def test_a_node_that_nobody_asked_for_models_loads_none_and_keeps_the_list(
+    world: World, tiny: Path, tmp_path: Path
+) -> None:
+    await world.service.load(path_request(tiny))
+    await world.service.stop()
+    world.settings = ServeSettings(again=False)
+    await world.make().start()
+    assert world.service.status() == []
+    await world.service.load(path_request(write_tiny(tmp_path / "other.gguf")[0]))
+    await world.service.stop()
+    world.settings = ServeSettings()
+    await world.make().start()
+    await world.becomes("other", READY)
+    await world.becomes("tiny", READY)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "models": [{"id": 3}]}', b"\xff" * 100])
