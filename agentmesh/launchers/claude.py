@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -49,13 +50,17 @@ def plan(wish: Wish) -> Launch:
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",  # it differs each turn: every turn would miss the prefix cache
     }
     argv, notes = ["claude"], list[str]()
-    overridden = {name: value for name, value in _own_environment(wish).items() if value != environment.get(name)}
+    own = _own_settings(wish)
+    overridden = {name: value for name, value in own.environment.items() if value != environment.get(name)}
     again = {name: environment[name] for name in overridden if name in environment}
     again |= {name: "" for name in overridden if name in _ELSEWHERE}
     if wish.key and again.pop(_TOKEN, None) is not None:  # others can read the command line
         notes.append("An env in Claude Code's settings sets ANTHROPIC_AUTH_TOKEN: remove it there.")
-    if again:
-        argv += ["--settings", json.dumps({"env": again})]
+    settings: dict[str, object] = {"env": again} if again else {}
+    if own.key_helper:
+        settings["apiKeyHelper"] = ""  # the key of another account is nothing for the mesh
+    if settings:
+        argv += ["--settings", json.dumps(settings)]
     if wish.blackboard:
         command, *arguments = wish.blackboard.argv
         server = {"type": "stdio", "command": command, "args": arguments, "env": dict(wish.blackboard.environment)}
@@ -67,21 +72,29 @@ def plan(wish: Wish) -> Launch:
     return Launch((*argv, *wish.arguments), environment, _ELSEWHERE, notes=tuple(notes))
 
 
-def _own_environment(wish: Wish) -> Mapping[str, str]:
-    """The `env` of all settings; nothing of a file that Claude Code itself could not read."""
-    merged: dict[str, str] = {}
+@dataclass(slots=True)
+class _Settings:
+    """Of the settings that there are, what could lead elsewhere."""
+
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    key_helper: bool = False
+
+
+def _own_settings(wish: Wish) -> _Settings:
+    """All settings together, without a file that Claude Code itself could not read."""
+    merged = _Settings()
     for path in settings_files(wish.environ, wish.home):
-        merged |= _env(wish.existing.get(path))
+        text = wish.existing.get(path)
+        try:
+            parsed: object = json_edit.parse(text) if text else None
+        except json_edit.BadText:
+            continue
+        settings = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else {}
+        env = settings.get("env")
+        if isinstance(env, dict):
+            merged.environment |= {name: str(value) for name, value in cast("dict[str, Any]", env).items()}
+        merged.key_helper |= bool(settings.get("apiKeyHelper"))
     return merged
-
-
-def _env(text: str | None) -> dict[str, str]:
-    try:
-        settings: object = json_edit.parse(text) if text else None
-    except json_edit.BadText:
-        return {}
-    env = cast("dict[str, Any]", settings).get("env") if isinstance(settings, dict) else None
-    return {name: str(value) for name, value in cast("dict[str, Any]", env).items()} if isinstance(env, dict) else {}
 
 
 CLAUDE: Final = Agent(

@@ -84,6 +84,11 @@ def test_an_env_in_the_settings_of_the_project_does_not_lead_claude_elsewhere(na
     assert Path(".claude") / name in claude.CLAUDE.reads({}, HOME, False)
 
 
+def test_a_helper_for_another_accounts_key_is_not_asked_for_the_mesh() -> None:
+    launch = planned(claude.CLAUDE, {HOME / ".claude/settings.json": '{"apiKeyHelper": "echo sk-real"}'})
+    assert launch.argv == ("claude", "--settings", '{"apiKeyHelper": ""}')
+
+
 @pytest.mark.parametrize("text", ["{ broken", "[]", '{"env": 7}', '{"model": "opus"}', ""])
 def test_other_settings_of_claude_change_nothing(text: str) -> None:
     assert planned(claude.CLAUDE, {HOME / ".claude/settings.json": text}).argv == ("claude",)
