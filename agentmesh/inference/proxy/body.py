@@ -10,13 +10,15 @@ import mmap
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Protocol, TypeVar
+from typing import IO, Final, Protocol, TypeVar
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.logic.proxy_limits import PIECE_BYTES
 from agentmesh.inference.proxy.settings import ApiSettings
 
 T = TypeVar("T")
+
+CRUMB_BYTES: Final = 1024  # a smaller piece of a body is put to those before it
 
 
 class BodyTooLarge(AgentMeshError):
@@ -138,7 +140,7 @@ class BodySpool:
         self.size = 0
         self._budget = budget
         self._settings = settings
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []  # crumbs in a row are one: each alone costs 40 bytes more than it has
         self._file: IO[bytes] | None = None
 
     def add(self, data: bytes) -> None:
@@ -151,11 +153,19 @@ class BodySpool:
             if self._file is not None:
                 self._file.write(data)
             else:
-                self._parts.append(data)
+                self._keep(data)
                 if self.size > self._settings.spill_bytes:
                     self._spill()
         except OSError as error:
             raise NoRoomForBody(f"The request's body could not be kept: {error.strerror}.") from error
+
+    def _keep(self, data: bytes) -> None:
+        if len(data) >= CRUMB_BYTES:
+            self._parts.append(data)
+        elif self._parts and isinstance(last := self._parts[-1], bytearray):
+            last += data
+        else:
+            self._parts.append(bytearray(data) if self._parts else data)
 
     def _spill(self) -> None:
         self._file = tempfile.TemporaryFile(dir=self._settings.spill_folder)  # noqa: SIM115 - `close` does

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -58,4 +59,23 @@ def test_a_disk_that_cannot_take_it_is_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(NoRoomForBody, match="could not be kept"):
         coming.add(b"x" * 200)
     coming.close()
+    assert budget.used_bytes == 0
+
+
+def test_a_body_that_comes_in_crumbs_takes_little_more_memory_than_it_has_bytes() -> None:
+    budget = BodyBudget(1_000_000)
+    coming = BodySpool(budget, ApiSettings())
+    tracemalloc.start()
+    try:
+        for number in range(50_000):
+            coming.add(number.to_bytes(2, "big"))
+        coming.add(b"x" * 5_000)
+        coming.add(b"end")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 300_000
+    body = coming.finish()
+    assert body.data == b"".join(number.to_bytes(2, "big") for number in range(50_000)) + b"x" * 5_000 + b"end"
+    body.close()
     assert budget.used_bytes == 0
