@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 MAGIC: Final = b"GGUF"
@@ -114,7 +114,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All of a header but the vocabulary's texts."""
+    """All of a header but the vocabulary's texts. `spans` says where each key with its value begins and ends in the file."""
 
     version: int
     values: dict[str, MetaValue]
@@ -122,6 +122,7 @@ class Header:
     tensors: tuple[Tensor, ...]
     data_offset: int
     file_end: int
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def integer(self, key: str, default: int = 0) -> int:
         """A whole number, not negative; else `default`."""
@@ -197,7 +198,9 @@ def parse_header(read: Read) -> Header:
     version, tensor_count, key_count = _preamble(cursor)
     values: dict[str, MetaValue] = {}
     arrays: dict[str, ArrayFacts] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
+        start = cursor.position
         key = cursor.string(MAX_KEY_BYTES, "a key")
         if key in values or key in arrays:
             raise BadHeader(f"the key '{key}' comes twice")
@@ -206,6 +209,7 @@ def parse_header(read: Read) -> Header:
             arrays[key] = _array(cursor)
         else:
             values[key] = _value(cursor, type_number)
+        spans[key] = (start, cursor.position)
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise BadHeader(f"its alignment is {alignment}")
@@ -214,7 +218,8 @@ def parse_header(read: Read) -> Header:
         raise BadHeader("a tensor comes twice")
     data_offset = (cursor.position + alignment - 1) // alignment * alignment
     end = max((tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
-    return Header(version, values, arrays, tensors, data_offset, data_offset + end if tensors else cursor.position)
+    file_end = data_offset + end if tensors else cursor.position
+    return Header(version, values, arrays, tensors, data_offset, file_end, spans)
 
 
 def _preamble(cursor: _Cursor) -> tuple[int, int, int]:

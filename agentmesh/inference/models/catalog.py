@@ -33,6 +33,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()
     draft: str | None = None
     note: str = ""
+    minimum_experts: int | None = None  # that a part of the model needs to be of use; None: half of them
 
     @property
     def id(self) -> str:
