@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -45,7 +46,17 @@ Examples:
 
 
 class _Root(click.Group):
-    """`blackboard install-skill` is a command of its own; any other word after `blackboard` is a text to post."""
+    """`blackboard install-skill` is a command of its own; any other word after `blackboard` is a text to post.
+
+    Its help shows the commands by what they are for.
+    """
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(command.name or "") for _, commands in _SECTIONS for command in commands)
+        for title, commands in _SECTIONS:
+            with formatter.section(title):
+                rows = [((command.name or "").ljust(width), command.get_short_help_str(80)) for command in commands]
+                formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -91,10 +102,15 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         click.echo(ctx.get_help())
 
 
-_BOARD_AND_MESH = (blackboard, status, invite, revoke, leave, stop, mesh)
-_INFERENCE = (models, download, load, unload, drop, engine, gpus)
-for command in (*_BOARD_AND_MESH, *_INFERENCE, *launch_commands):
-    cli.add_command(command)
+_SECTIONS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
+    ("Blackboard", (blackboard,)),
+    ("Agents on the mesh's models", launch_commands),
+    ("Models", (models, download, load, unload, drop, engine, gpus)),
+    ("Node and mesh", (status, invite, revoke, leave, stop, mesh)),
+)
+for _, _commands in _SECTIONS:
+    for command in _commands:
+        cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +121,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command: its message is the whole help
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     except click.ClickException as error:
         fail(_usage_sentence(error))
         return EXIT_USAGE
@@ -158,6 +177,9 @@ def _prepare_streams() -> None:
 
 def _usage_sentence(error: click.ClickException) -> str:
     message = error.format_message().strip().replace("\n", " ")
+    message = re.sub(r" ?\((Did you mean [^?]*\?)\)$", r" \1", message).replace(
+        "Did you mean one of: ", "Did you mean one of "
+    )
     message = message if message.endswith((".", "?", "!")) else f"{message}."
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f"{message} Try: {context.command_path} --help" if context is not None else message

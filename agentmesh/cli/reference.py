@@ -23,7 +23,10 @@ Results go to stdout, everything else to stderr. Times in JSON are integer milli
 | 0 | done |
 | 1 | failed; the message says why |
 | 2 | wrong usage, or input that is refused |
-| 3 | no node could be reached or started |
+| 3 | no node could be reached or started, or there is no model to start an agent on |
+| 130 | interrupted |
+
+A launcher, such as `agentmesh claude`, ends with its agent's exit code once the agent runs.
 
 ## Environment
 
@@ -34,10 +37,14 @@ Results go to stdout, everything else to stderr. Times in JSON are integer milli
 | `AGENTMESH_AUTHOR` | the author of posts that name none | the node's name |
 | `AGENTMESH_READER` | whose unread posts `--unread` and an agent's MCP server count; the same value shares one mark | client, author and working directory |
 | `AGENTMESH_BIND_HOST` | the one address on which the node talks to other nodes, such as `127.0.0.1` | `bind_host` in config.toml, else every interface |
+| `AGENTMESH_API_KEY` | the key that the model API asks for, of a node that is started and of the launchers | none asked |
+| `AGENTMESH_BIN_DIR` | the folder of llama-server | what `agentmesh engine doctor` finds |
+| `AGENTMESH_ENGINE_CACHE` | a folder for engine builds that several homes share | `engine` in the home |
+| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` | Hugging Face's cache, hub and token | `~/.cache/huggingface` |
 | `AGENTMESH_LOG` | `debug`, `info` or `warning` | `warning`; `info` in a background node's log |
 
-A node that is started in the background gets these and what Python and the locale need of its starter's environment, and nothing
-else: the secrets of a shell do not live on in it.
+A node that is started in the background gets these, except author, reader, key and token, and what Python, the accelerators and the
+locale need of its starter's environment, and nothing else: the secrets of a shell do not live on in it.
 
 ## Settings
 

@@ -34,11 +34,14 @@ END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
 PROBE_TIMEOUT_S: Final = 5.0
 LOG_TAIL_LINES: Final = 5
 
-# Of the starter's environment: ours, who the user is (the scrubber masks it), where things are, how text is encoded, and
-# what the interpreter and the dynamic linker may need to start at all.
+# Of the starter's environment: ours, who the user is (the scrubber masks it), where things are (also the engine and the
+# models, which a node serves again when it starts), how text is encoded, and what the interpreter and the dynamic linker
+# may need to start at all.
 KEPT_VARIABLES: Final = frozenset(
     (
         *("AGENTMESH_BIND_HOST", "AGENTMESH_LOG", "HOME", "USER", "LOGNAME", "USERNAME", "SUDO_USER", "PATH", "TMPDIR"),
+        *("AGENTMESH_BIN_DIR", "AGENTMESH_ENGINE_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
+        *("HF_TOKEN_PATH", "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
         *("TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     )
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.cli.main import run
+from agentmesh.cli.main import cli, run
 from agentmesh.cli.node import parse_policy
 from agentmesh.core.errors import InvalidInput
 
@@ -90,6 +90,31 @@ def test_asking_a_node_that_does_not_run_is_exit_code_3_and_starts_none(
     assert (code, out) == (3, "")
     assert "No agentmesh node runs" in err
     assert not (tmp_path / "agentmesh-home").exists()
+
+
+@pytest.mark.parametrize("group", ["models", "engine", "mesh"])
+def test_a_group_without_a_command_prints_its_help_as_wrong_usage(
+    capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    code, out, err = said(capsys, [group])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Usage: agentmesh {group}")
+    assert len(err.splitlines()) > 5
+
+
+def test_the_help_shows_every_command_once_and_by_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = said(capsys, ["--help"])
+    shown = [
+        line.split()[0]
+        for line in out.partition("Blackboard:")[2].partition("Examples:")[0].splitlines()
+        if line.strip()
+    ]
+    assert sorted(word for word in shown if word in cli.commands) == sorted(cli.commands)
+
+
+def test_a_typing_mistake_is_answered_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = said(capsys, ["modles"])
+    assert err == "agentmesh: No such command 'modles'. Did you mean one of 'mesh', 'models'? Try: agentmesh --help\n"
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,3 +102,11 @@ def test_a_background_node_gets_no_secret_of_its_starters_environment(tmp_path: 
     given = node_environment(own, Home(tmp_path))
     assert set(given) - {"PYTHONPATH"} == {"PATH", "LC_ALL", "AGENTMESH_BIND_HOST", "AGENTMESH_HOME"}
     assert given["AGENTMESH_HOME"] == str(tmp_path)
+
+
+def test_a_node_in_the_background_finds_the_engine_and_the_models_that_its_starter_would(tmp_path: Path) -> None:
+    places = {"AGENTMESH_BIN_DIR": "/e", "AGENTMESH_ENGINE_CACHE": "/c", "HF_HOME": "/m", "HF_HUB_CACHE": "/h"}
+    places |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": "/x", "CUDA_VISIBLE_DEVICES": "1"}
+    given = node_environment({**places, "HF_TOKEN": "hf_secret", "AGENTMESH_API_KEY": "secret"}, Home(tmp_path))
+    assert places.items() <= given.items()
+    assert not {"HF_TOKEN", "AGENTMESH_API_KEY"} & set(given)
