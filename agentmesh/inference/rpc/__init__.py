@@ -1,0 +1,1 @@
+"""llama.cpp's RPC protocol carried between two nodes: docs/rpc-relay.md."""
