@@ -32,7 +32,11 @@ bin_dir_option = click.option(
     help="Look for llama.cpp's programs only here. Also $AGENTMESH_BIN_DIR.",
 )
 flavor_option = click.option(
-    "--llama-flavor", "flavor", type=click.Choice(FLAVOR_NAMES), metavar="FLAVOR", help="Only engines of this flavour."
+    "--llama-flavor",
+    "flavor",
+    type=click.Choice((*FLAVOR_NAMES, "embedded")),
+    metavar="FLAVOR",
+    help="Only engines of this flavour.",
 )
 
 

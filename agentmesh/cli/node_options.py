@@ -47,7 +47,7 @@ _SERVING: Final = (
     click.option("--max-vram", metavar="GB", help="Memory that models may use here, in GB. [what is free]"),
     click.option("--device", metavar="NAME", help="Run models on this device; see agentmesh gpus. [the best one]"),
     click.option("--bin-dir", metavar="DIR", help="Folder of llama-server; else $AGENTMESH_BIN_DIR."),
-    click.option("--llama-flavor", metavar="NAME", help="Which build: cpu, cuda, rocm, vulkan, metal, or your own's."),
+    click.option("--llama-flavor", metavar="NAME", help="Which engine: cpu, cuda, rocm, vulkan, metal, or embedded."),
 )
 
 _PORTS: Final = (

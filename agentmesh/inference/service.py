@@ -307,7 +307,7 @@ class ModelService:
                 return
             await self._failed(run, error)
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - the root of a task; else it would look as if it were still coming
             _log.exception("%s: looking for it failed", run.id)
             await self._failed(run, AgentMeshError(UNEXPECTED))
             return
@@ -319,7 +319,7 @@ class ModelService:
         except AgentMeshError as error:
             await self._failed(run, error)
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - the root of a task; else it would look as if it were still coming
             _log.exception("%s: serving it failed", run.id)
             await self._failed(run, AgentMeshError(UNEXPECTED))
             return

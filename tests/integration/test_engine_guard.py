@@ -254,7 +254,7 @@ def test_the_guard_says_that_a_program_cannot_be_started(folder: Path) -> None:
 
 def test_the_guard_starts_nothing_that_it_cannot_record(folder: Path) -> None:
     with run_guard(folder / "none", "/bin/sh", "-c", f"touch {folder}/ran") as process:
-        assert said(process) == {"failed": "No such file or directory"}
+        assert said(process) == {"failed": f"{folder}/none cannot be written (No such file or directory)"}
         process.wait(WAIT_S)
     assert not (folder / "ran").exists()
 

@@ -22,8 +22,8 @@ from typing import Final
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.paths import MAX_SOCKET_PATH_BYTES
-from agentmesh.inference.engine.engine import Engine, EngineSearch, FoundEngine
-from agentmesh.inference.engine.errors import TWO_WAYS
+from agentmesh.inference.engine.engine import ORIGIN_EMBEDDED, Engine, EngineSearch, FoundEngine
+from agentmesh.inference.engine.errors import GET_EMBEDDED, TWO_WAYS
 from agentmesh.inference.engine.limits import START_TIMEOUT_S, STOP_GRACE_S
 from agentmesh.inference.engine.locate import find_engines, foreign_builds, named_folder
 from agentmesh.inference.engine.pin import load_pin
@@ -69,7 +69,8 @@ async def look(search: EngineSearch, *, start: bool = False) -> Diagnosis:
         for finding in findings
         if finding.usable
         and (named is None or finding.found.origin == named[0])
-        and (search.flavor is None or (finding.engine is not None and finding.engine.flavor == search.flavor))
+        and finding.engine is not None
+        and search.flavor in (None, finding.engine.flavor, finding.engine.origin)
     ]
     chosen = usable[0] if usable else None
     return Diagnosis(findings, chosen, tuple(foreign_builds(search)), tuple(_hints(search, findings, chosen)))
@@ -92,8 +93,10 @@ async def _look_at(found: FoundEngine, search: EngineSearch, *, start: bool) -> 
 
 def _hints(search: EngineSearch, findings: tuple[Finding, ...], chosen: Finding | None) -> list[str]:
     if chosen is None or chosen.engine is None:
+        if search.flavor == ORIGIN_EMBEDDED:
+            return [GET_EMBEDDED]
         wanted = f"Build one with `agentmesh engine install --flavor {search.flavor}`."
-        return [wanted if search.flavor else TWO_WAYS]
+        return [f"No engine here can be used. {wanted if search.flavor else TWO_WAYS}"]
     engine = chosen.engine
     hints: list[str] = []
     if engine.is_embedded:

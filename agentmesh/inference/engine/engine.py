@@ -30,7 +30,8 @@ class Device:
 
 @dataclass(frozen=True)
 class EngineSearch:
-    """Where to look for engines. `flavor` picks among installed builds and `llama-server-<flavor>` names; None: any."""
+    """Where to look for engines. `flavor` picks among installed builds and `llama-server-<flavor>` names, or is ORIGIN_EMBEDDED for
+    that engine alone; None: any."""
 
     bin_dir: Path | None
     home: Home

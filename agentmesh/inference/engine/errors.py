@@ -10,6 +10,9 @@ TWO_WAYS = (
 )
 
 
+GET_EMBEDDED = "Install it with `pip install 'agentmesh[embedded]'`, or leave --llama-flavor out."
+
+
 class EngineMissing(AgentMeshError):
     """There is no llama.cpp engine on this machine."""
 
@@ -34,4 +37,4 @@ class BuildFailed(AgentMeshError):
 
 
 class UnknownFlavor(InvalidInput):
-    """There is no such flavour of the engine; there are cpu, cuda, rocm, vulkan and metal."""
+    """There is no such flavour of the engine; there are cpu, cuda, rocm, vulkan, metal, and embedded."""

@@ -190,10 +190,10 @@ class Guard:
         try:
             self._remember()
             os.write(may_go, b"g")
-        except OSError:
+        except OSError as error:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-            raise
+            raise OSError(error.errno, f"{self._folder} cannot be written ({error.strerror})") from error
         finally:
             os.close(may_go)
         reported = os.read(failure, 64)

@@ -48,12 +48,20 @@ def named_folder(search: EngineSearch) -> tuple[str, Path] | None:
     """The folder that the user named, and how: then engines are looked for nowhere else."""
     if search.bin_dir is not None:
         return ORIGIN_BIN_DIR, search.bin_dir
-    if named := search.environ.get(BIN_DIR_VARIABLE):
+    named = search.environ.get(BIN_DIR_VARIABLE)
+    if named and search.flavor != ORIGIN_EMBEDDED:
         return ORIGIN_ENVIRONMENT, Path(named).expanduser()
     return None
 
 
 def _candidates(search: EngineSearch) -> Iterator[FoundEngine]:
+    if search.flavor != ORIGIN_EMBEDDED:
+        yield from _of_programs(search)
+    if (embedded := _embedded()) is not None and search.flavor in (None, embedded.flavor, ORIGIN_EMBEDDED):
+        yield embedded
+
+
+def _of_programs(search: EngineSearch) -> Iterator[FoundEngine]:
     if search.bin_dir is not None:
         yield from _in_folder(search.bin_dir, ORIGIN_BIN_DIR, search.flavor)
     if named := search.environ.get(BIN_DIR_VARIABLE):
@@ -62,8 +70,6 @@ def _candidates(search: EngineSearch) -> Iterator[FoundEngine]:
     for text in search.environ.get("PATH", "").split(os.pathsep)[:MAX_PATH_FOLDERS]:
         if Path(text).is_absolute():  # a relative entry would run whatever lies in the current folder
             yield from _programs(Path(text), ORIGIN_PATH, search.flavor)
-    if (embedded := _embedded()) is not None and search.flavor in (None, embedded.flavor):
-        yield embedded
 
 
 def _in_folder(folder: Path, origin: str, flavor: str | None) -> Iterator[FoundEngine]:

@@ -11,8 +11,9 @@ import signal
 from collections.abc import Mapping
 from typing import Final
 
-from agentmesh.inference.engine.engine import Device, Engine, EngineSearch, FoundEngine
-from agentmesh.inference.engine.errors import TWO_WAYS, EngineFailed, EngineMissing, EngineTooOld
+from agentmesh.core.errors import InvalidInput
+from agentmesh.inference.engine.engine import ORIGIN_EMBEDDED, Device, Engine, EngineSearch, FoundEngine
+from agentmesh.inference.engine.errors import GET_EMBEDDED, TWO_WAYS, EngineFailed, EngineMissing, EngineTooOld
 from agentmesh.inference.engine.limits import MAX_OUTPUT_BYTES, MAX_REMEMBERED, PROBE_TIMEOUT_S
 from agentmesh.inference.engine.locate import find_engines, foreign_builds, named_folder
 from agentmesh.inference.engine.pin import check_flavor
@@ -156,9 +157,14 @@ async def resolve_engine(search: EngineSearch) -> Engine:
         EngineMissing: there is none; says how to get one, and what was wrong with those that were found.
         EngineTooOld: the only ones that work lack options; the message names them.
         EngineFailed: the engine in the folder that the user named does not work.
-        UnknownFlavor: there is no such flavour.
+        UnknownFlavor: there is no such flavour. InvalidInput: a folder was named, and the embedded engine.
     """
-    if search.flavor is not None:
+    if search.flavor == ORIGIN_EMBEDDED:
+        if search.bin_dir is not None:
+            raise InvalidInput(
+                "--llama-flavor embedded and --bin-dir name two different engines; leave one of them out."
+            )
+    elif search.flavor is not None:
         check_flavor(search.flavor)
     named = named_folder(search)
     found = find_engines(search)
@@ -188,7 +194,7 @@ def _check(engine: Engine, found: FoundEngine, flavor: str | None) -> None:
             f"{_name(found)}, {known}, has no {', '.join(missing)}, which agentmesh needs. Use a newer llama.cpp, or build "
             "one with `agentmesh engine install`."
         )
-    if flavor is not None and engine.flavor != flavor:
+    if flavor not in (None, engine.flavor, engine.origin if engine.is_embedded else None):
         raise EngineMissing(
             f"{_name(found)} is of flavour {engine.flavor}, not {flavor}. Build one with `agentmesh engine install --flavor {flavor}`."
         )
@@ -201,7 +207,9 @@ def _not_in_folder(search: EngineSearch, origin: str, folder: os.PathLike[str]) 
 
 def _nothing(search: EngineSearch, problems: list[str]) -> str:
     problems = problems + [f"{folder}: {why}." for folder, why in foreign_builds(search)]
-    if search.flavor is None:
+    if search.flavor == ORIGIN_EMBEDDED:
+        text = f"The embedded engine is not installed here. {GET_EMBEDDED}"
+    elif search.flavor is None:
         text = f"There is no llama.cpp engine on this machine{' that works' if problems else ''}. {TWO_WAYS}"
     else:
         text = (

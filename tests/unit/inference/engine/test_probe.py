@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.core.errors import InvalidInput
 from agentmesh.core.paths import Home
 from agentmesh.inference.engine import locate, probe, run_program
 from agentmesh.inference.engine.engine import Device, Engine, EngineSearch, FoundEngine
@@ -51,6 +52,19 @@ async def test_an_engine_is_asked_once_for_as_long_as_its_file_is_the_same(tmp_p
     assert asked(path) == ["--help", "--version", "--list-devices"]
     server(path, devices=CUDA)
     assert (await probe.probe(found(path))).flavor == "cuda"
+
+
+async def test_the_embedded_engine_is_taken_by_its_name_before_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server(tmp_path / "llama-server")
+    wanted = search(tmp_path, flavor="embedded", AGENTMESH_BIN_DIR=str(tmp_path))
+    with pytest.raises(EngineMissing, match=r"not installed here.*pip install 'agentmesh\[embedded\]'"):
+        await resolve_engine(wanted)
+    monkeypatch.setattr(locate, "_embedded", lambda: FoundEngine((str(tmp_path / "llama-server"),), "embedded", "cpu"))
+    assert (await resolve_engine(wanted)).is_embedded
+    with pytest.raises(InvalidInput, match="two different engines"):
+        await resolve_engine(replace(wanted, bin_dir=tmp_path))
 
 
 async def test_free_memory_is_asked_anew(tmp_path: Path) -> None:
