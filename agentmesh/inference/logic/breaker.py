@@ -39,14 +39,17 @@ FIRST_TICKET = Ticket(0, False)
 class Breaker:
     """See the module. Times are of any one monotonic clock, in seconds."""
 
-    __slots__ = ("_epoch", "_failed_s", "_failures", "_is_hard", "_is_open", "_openings", "_probing", "_until_s")
+    __slots__ = (
+        "_epoch", "_failed_s", "_failures", "_is_hard", "_openings", "_plain", "_probing", "_until_s", "is_open",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._epoch = 0
+        self._plain = FIRST_TICKET  # of this epoch: what all requests but probes get
         self._failures = 0
         self._failed_s = 0.0
         self._openings = 0
-        self._is_open = False
+        self.is_open = False  # only to be read from outside
         self._is_hard = False
         self._until_s = 0.0
         self._probing = False
@@ -54,17 +57,17 @@ class Breaker:
     # ------------------------------------------------------------------ questions
 
     def phase(self, now_s: float) -> Phase:
-        if not self._is_open:
+        if not self.is_open:
             return Phase.CLOSED
         return Phase.OPEN if now_s < self._until_s else Phase.HALF_OPEN
 
     def admits(self, now_s: float) -> bool:
         """Whether a request may begin."""
-        return not self._is_open or (now_s >= self._until_s and not self._probing)
+        return not self.is_open or (now_s >= self._until_s and not self._probing)
 
     def is_due(self, now_s: float) -> bool:
         """Whether a request that begins now is the probe."""
-        return self._is_open and now_s >= self._until_s and not self._probing
+        return self.is_open and now_s >= self._until_s and not self._probing
 
     def answers_at_all(self) -> bool:
         """Whether what opened it were answers: such a target may be asked when there is no other, as its 5xx may be the
@@ -83,6 +86,8 @@ class Breaker:
 
     def begin(self, now_s: float) -> Ticket:
         """A request begins. Ask `admits` (or `answers_at_all`) first."""
+        if not self.is_open:
+            return self._plain
         is_probe = self.is_due(now_s)
         self._probing = self._probing or is_probe
         return Ticket(self._epoch, is_probe)
@@ -90,7 +95,7 @@ class Breaker:
     def reached(self, ticket: Ticket, now_s: float) -> None:
         """The target began to answer, or said that it is busy: it is there. Proven it is only by a whole answer, so one
         more failure opens it again."""
-        if ticket.epoch == self._epoch and self._is_open:
+        if ticket.epoch == self._epoch and self.is_open:
             self._close()
             self._failures = FAILURES_TO_OPEN - 1
             self._failed_s = now_s
@@ -98,7 +103,8 @@ class Breaker:
     def succeeded(self, ticket: Ticket) -> None:
         """A whole answer below 500."""
         if ticket.epoch == self._epoch:
-            self._close()
+            if self.is_open:
+                self._close()
             self._failures = self._openings = 0
 
     def failed(self, ticket: Ticket, now_s: float, *, reached: bool) -> None:
@@ -109,7 +115,7 @@ class Breaker:
             self._failures = 0
         self._failures += 1
         self._failed_s = now_s
-        if self._is_open or not reached or self._failures >= FAILURES_TO_OPEN:
+        if self.is_open or not reached or self._failures >= FAILURES_TO_OPEN:
             self._open(now_s, is_hard=not reached)
 
     def undecided(self, ticket: Ticket) -> None:
@@ -121,13 +127,15 @@ class Breaker:
         """The target was started anew: its past, and what still comes from there, says nothing."""
         self._close()
         self._epoch += 1
+        self._plain = Ticket(self._epoch, False)
         self._failures = self._openings = 0
 
     def _open(self, now_s: float, *, is_hard: bool) -> None:
         self._until_s = now_s + min(BACKOFF_FIRST_S * 2 ** min(self._openings, 16), BACKOFF_MAX_S)
         self._openings += 1
         self._epoch += 1
-        self._is_open, self._is_hard, self._probing = True, is_hard, False
+        self._plain = Ticket(self._epoch, False)
+        self.is_open, self._is_hard, self._probing = True, is_hard, False
 
     def _close(self) -> None:
-        self._is_open = self._is_hard = self._probing = False
+        self.is_open = self._is_hard = self._probing = False

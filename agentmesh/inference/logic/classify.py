@@ -7,7 +7,6 @@ client and the engine. Only `auto`, which chooses by need, has more of it read.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -57,8 +56,7 @@ class NoModel(InvalidInput):
     """The request names no model: set `model` to one that GET /v1/models lists, or to "auto"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for."""
 
     model: str

@@ -9,8 +9,9 @@ used itself because it cannot stop where a message ends, which pipelining and ex
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.logic.proxy_limits import MAX_HEADERS, MAX_LENGTH_DIGITS
@@ -41,7 +42,7 @@ PASSED_ON: Final = (b"accept", b"anthropic-version", b"anthropic-beta")
 MODEL_HEADER: Final = b"x-agentmesh-model"
 NOT_BEGUN_HEADER: Final = b"x-agentmesh-not-begun"
 
-_REASONS: Final = {
+_REASONS: Final[dict[int, str]] = {
     200: "OK", 204: "No Content", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
     405: "Method Not Allowed", 408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type",
     417: "Expectation Failed",
@@ -49,6 +50,7 @@ _REASONS: Final = {
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
 }  # fmt: skip
+_STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
 
 
 class BadMessage(AgentMeshError):
@@ -59,8 +61,7 @@ class BadMessage(AgentMeshError):
         self.status = status
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct):
     """A request's head, understood.
 
     Attributes:
@@ -80,8 +81,7 @@ class RequestHead:
     keep_alive: bool
 
 
-@dataclass(slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct):
     """A response's head, understood.
 
     Attributes:
@@ -91,7 +91,7 @@ class ResponseHead:
     """
 
     status: int
-    headers: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    headers: dict[bytes, bytes] = {}
     length: int | None = 0
     chunked: bool = False
     keep_alive: bool = True
@@ -221,6 +221,18 @@ def target_request_head(
     path: str, headers: dict[bytes, bytes], length: int, *, engine_key: str | None = None, model: str | None = None
 ) -> bytes:
     """The head for an engine (with its own key) or a peer (with the served model's id, percent-encoded ASCII)."""
+    return end_request_head(target_request_fields(path, headers, engine_key=engine_key, model=model), length)
+
+
+def end_request_head(fields: bytes, length: int) -> bytes:
+    """A whole head: what `target_request_fields` gave, for a body of this length."""
+    return b"%bContent-Length: %d\r\n\r\n" % (fields, length)
+
+
+def target_request_fields(
+    path: str, headers: dict[bytes, bytes], *, engine_key: str | None = None, model: str | None = None
+) -> bytes:
+    """The part of the head that is the same for all such requests, whatever the length of their bodies."""
     lines = [b"POST ", path.encode("ascii"), b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"]
     for name in PASSED_ON:
         if name in headers:
@@ -229,17 +241,16 @@ def target_request_head(
         lines += (b"Authorization: Bearer ", engine_key.encode("ascii"), b"\r\n")
     if model is not None:
         lines += (MODEL_HEADER, b": ", model.encode("ascii"), b"\r\n")
-    lines.append(b"Content-Length: %d\r\n\r\n" % length)
     return b"".join(lines)
 
 
 def answer_head(status: int, fields: bytes, length: int | None, chunked: bool) -> bytes:
     """A response's head. `fields` are whole header lines, each with its CRLF."""
-    reason = _REASONS.get(status, "Unknown").encode("ascii")
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
     if length is not None:
-        return b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n\r\n" % (status, reason, fields, length)
+        return b"%b%bContent-Length: %d\r\n\r\n" % (line, fields, length)
     coding = b"Transfer-Encoding: chunked\r\n" if chunked else b""
-    return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (status, reason, fields, coding)
+    return b"%b%b%b\r\n" % (line, fields, coding)
 
 
 def end_to_end_fields(headers: dict[bytes, bytes]) -> bytes:

@@ -44,6 +44,8 @@ MAX_IDLE_ENGINE_CONNECTIONS: Final = (
     64  # to one engine, and never more than its slots: an idle one holds one of its threads
 )
 
+MAX_KNOWN_HEADS: Final = 64  # of requests to one engine, in different words; then they are forgotten
+
 # ------------------------------------------------------------------ waiting
 
 HEADER_TIMEOUT_S: Final = 15.0  # from a head's first byte to its last: slow on purpose is an attack

@@ -27,11 +27,13 @@ class Place:
         in_flight: requests that it was given and that did not end.
         busy_until_s: when it may be asked again after it said that it is busy; 0 if that is not the last it said.
         breaker: whether it may be asked at all.
+        is_gone: nobody offers it any more; it is forgotten once nothing runs there.
     """
 
     in_flight: int = 0
     busy_until_s: float = 0.0
     breaker: Breaker = field(default_factory=Breaker)
+    is_gone: bool = False
 
 
 class Verdict(StrEnum):

@@ -48,8 +48,7 @@ class ServedModel(msgspec.Struct, frozen=True, array_like=True):
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineAddress:
+class EngineAddress(msgspec.Struct, frozen=True):  # pools are found by it: its hash is not computed in Python
     """Where an engine of this node listens: a Unix socket in the home, or a loopback port guarded by a key of its own."""
 
     socket: str | None = None

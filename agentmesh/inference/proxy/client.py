@@ -269,7 +269,7 @@ class ClientConnection(asyncio.Protocol):
         """The request is whole: find out what it asks for, and give it to an exchange."""
         endpoint = self._admitted.endpoint
         try:
-            asked = body.read(lambda content: read_body(endpoint, content))
+            asked = read_body(endpoint, body.data) if body.data else body.read(lambda view: read_body(endpoint, view))
         except AgentMeshError as error:
             body.close()
             self._answer_now(error_answer(head.path, 400, error.code, error.message), skip_body=False)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from agentmesh.inference.logic.http_head import target_request_head
-from agentmesh.inference.logic.proxy_limits import MAX_IDLE_ENGINE_CONNECTIONS
+from agentmesh.inference.logic.head_memo import MAX_REMEMBERED_BYTES
+from agentmesh.inference.logic.http_head import PASSED_ON, end_request_head, target_request_fields
+from agentmesh.inference.logic.proxy_limits import MAX_IDLE_ENGINE_CONNECTIONS, MAX_KNOWN_HEADS
 from agentmesh.inference.logic.target import EngineAddress, Target
 from agentmesh.inference.proxy.body import Body
 from agentmesh.inference.proxy.parts import Parts
 
 if TYPE_CHECKING:
-    from agentmesh.inference.proxy.exchange import Exchange
+    from agentmesh.inference.proxy.exchange import Exchange, Request
 
 
 class EngineConnection(asyncio.Protocol):
@@ -97,7 +98,8 @@ class EngineConnection(asyncio.Protocol):
         is_sent = self._request is None
         self._exchange = self._request = None
         if reusable and is_sent and self.is_usable:
-            self.resume()
+            if self._read_paused:
+                self.resume()
             self._pool.put(self)
         else:
             self.close()
@@ -181,6 +183,7 @@ class EnginePool:
         self._parts = parts
         self._idle: list[EngineConnection] = []
         self._all: set[EngineConnection] = set()
+        self._heads: dict[tuple[str | bytes | None, ...], bytes] = {}  # see _head
         self.max_idle = 1
 
     @property
@@ -196,7 +199,7 @@ class EnginePool:
         """Send the exchange's request, on an idle connection unless a `fresh` one is asked for."""
         assert target.engine is not None  # noqa: S101 - whose pool this is
         request = exchange.request
-        head = target_request_head(request.path, request.headers, request.body.size, engine_key=target.engine.api_key)
+        head = self._head(request, target.engine)
         self.max_idle = min(target.model.slots, MAX_IDLE_ENGINE_CONNECTIONS)
         while self._idle and not fresh:
             connection = self._idle.pop()  # the youngest: the least likely to be closed by the engine right now
@@ -208,6 +211,18 @@ class EnginePool:
         self._all.add(connection)
         connection.connect(self._parts, target.engine)
         return connection
+
+    def _head(self, request: Request, engine: EngineAddress) -> bytes:
+        """The request's head. Clients say mostly the same, so what they said last is kept (saves 1 us a request)."""
+        key = (request.path, *map(request.headers.get, PASSED_ON))
+        fields = self._heads.get(key)
+        if fields is None:
+            fields = target_request_fields(request.path, request.headers, engine_key=engine.api_key)
+            if len(self._heads) >= MAX_KNOWN_HEADS:
+                self._heads.clear()
+            if len(fields) <= MAX_REMEMBERED_BYTES:
+                self._heads[key] = fields
+        return end_request_head(fields, request.body.size)
 
     def put(self, connection: EngineConnection) -> None:
         """Keep it for the next request."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from agentmesh.inference.logic.http_body import LAST_CHUNK, ChunkedFraming, EndFraming, Framing, LengthFraming, as_chunk
 from agentmesh.inference.logic.http_head import (
@@ -37,8 +38,7 @@ REDIRECTIONS: Final = range(300, 400)  # no engine sends them; whoever followed 
 NOT_SUPPORTED: Final = 501  # the engine's answer to what the model cannot do: as final as a 4xx
 
 
-@dataclass(slots=True)  # not frozen: making one would take three times as long
-class Request:
+class Request(msgspec.Struct):  # one for each request, and cheaper to make than a dataclass
     """What is sent to a target. `headers` are the client's, of which few are passed on."""
 
     path: str
@@ -51,8 +51,9 @@ class Exchange:
     """See the module. `start` once; it ends by telling its sink, or by `cancel`."""
 
     __slots__ = (
-        "_attempts", "_avoid", "_began_s", "_buffer", "_busy_answers", "_deadline_s", "_framing", "_head", "_keep", "_last_failure",
-        "_lease", "_parts", "_paused", "_queue", "_rechunk", "_retried_fresh", "_route", "_sink", "_upstream", "is_over", "request",
+        "_attempts", "_avoid", "_began_s", "_buffer", "_busy_answers", "_deadline_s", "_framing", "_has_moved", "_head", "_keep",
+        "_last_failure", "_lease", "_parts", "_patience_s", "_paused", "_queue", "_rechunk", "_retried_fresh", "_route", "_sink",
+        "_upstream", "is_over", "request",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, request: Request, sink: Sink) -> None:
@@ -68,6 +69,10 @@ class Exchange:
         self._lease: Lease | None = None
         self._upstream: Upstream | None = None
         self._deadline_s = 0.0
+        self._patience_s = 0.0
+        self._has_moved = (
+            False  # since the last sweep, which sets the deadline then: nothing asks for the time at every chunk
+        )
         self._route = "local"
         self._retried_fresh = False
         self._last_failure = ""
@@ -114,7 +119,10 @@ class Exchange:
 
     def sweep(self, now_s: float) -> None:
         """Notice what takes too long."""
-        if self._upstream is not None and not self._paused and now_s > self._deadline_s:
+        if self._has_moved:
+            self._has_moved = False
+            self._deadline_s = now_s + self._patience_s
+        elif self._upstream is not None and not self._paused and now_s > self._deadline_s:
             self._failed_or_broken("The host gave no answer in time.")
 
     # ------------------------------------------------------------------ choosing
@@ -168,7 +176,8 @@ class Exchange:
         target = lease.target
         self._lease = lease
         self._buffer = b""
-        self._deadline_s = self._parts.now() + self._parts.settings.first_byte_s
+        self._patience_s = self._parts.settings.first_byte_s
+        self._has_moved = True
         if not fresh:
             self._attempts += 1
             self._retried_fresh = False
@@ -232,7 +241,7 @@ class Exchange:
         if framing.done:
             self._complete(reusable=used == len(data))
         else:
-            self._deadline_s = self._parts.now() + self._parts.settings.answer_idle_s
+            self._has_moved = True
 
     def upstream_lost(self, upstream: Upstream, reason: str, *, clean: bool) -> None:
         """Its end, before the answer was whole."""
@@ -260,8 +269,11 @@ class Exchange:
         data = self._buffer + data if self._buffer else data
         memo = self._parts.response_heads
         if (known := memo.recall(data)) is not None:
-            head, length, end = known
-            self._judge(ResponseHead(head.status, head.headers, length, False, head.keep_alive), data[end:])
+            (head, fields), length, end = known
+            if len(data) == end + length:
+                self._relay_whole(head, fields, data[end:])
+            else:
+                self._judge(ResponseHead(head.status, head.headers, length, False, head.keep_alive), data[end:])
             return
         for _ in range(MAX_INTERIM):
             end = data.find(HEAD_END)
@@ -274,8 +286,8 @@ class Exchange:
                 head = parse_response_head(data[: end + 2])
             except BadMessage:
                 break
-            if head.status == OK and head.length is not None:
-                memo.remember(data[: end + 4], head)
+            if head.status == OK and head.length is not None and NOT_BEGUN_HEADER not in head.headers:
+                memo.remember(data[: end + 4], (head, end_to_end_fields(head.headers)))
             data = data[end + 4 :]
             if head.status >= 200:
                 self._judge(head, data)
@@ -311,15 +323,27 @@ class Exchange:
             return
         self._head, self._buffer = head, b""
         self._keep = head.length is not None or speaks_chunks
-        lease.first_byte()
-        now_s = self._parts.now()
-        self._parts.metrics.first_byte(lease.target.model.id, self._route, now_s - self._began_s)
-        self._deadline_s = now_s + self._parts.settings.answer_idle_s
+        self._tell_first_byte(lease)
         body = data[:used] if framing.parts is None else self._take_content(framing.parts)
         chunked = speaks_chunks and head.length is None
         self._sink.begin(head.status, end_to_end_fields(head.headers), head.length, chunked, body)
         if framing.done:
             self._complete(reusable=used == len(data))
+
+    def _relay_whole(self, head: ResponseHead, fields: bytes, body: bytes) -> None:
+        """As `_judge` and `_begin_relay`, for an answer like the last one (200, of known length) that came whole."""
+        lease = self._lease
+        assert lease is not None  # noqa: S101 - a target has it
+        self._head = head
+        self._tell_first_byte(lease)
+        self._sink.begin(OK, fields, len(body), False, body)
+        self._complete(reusable=True)
+
+    def _tell_first_byte(self, lease: Lease) -> None:
+        lease.first_byte()
+        self._parts.metrics.first_byte(lease.target.model.id, self._route, self._parts.now() - self._began_s)
+        self._patience_s = self._parts.settings.answer_idle_s
+        self._has_moved = True
 
     def _frame(self, head: ResponseHead, speaks_chunks: bool) -> Framing:
         """How the answer's end is found; with `parts` where the client needs another framing than the target's."""
@@ -372,5 +396,5 @@ class Exchange:
         """It has caught up."""
         self._paused = False
         if self._upstream is not None:
-            self._deadline_s = max(self._deadline_s, self._parts.now() + self._parts.settings.answer_idle_s)
+            self._has_moved = True
             self._upstream.resume()

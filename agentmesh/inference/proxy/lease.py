@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentmesh.inference.logic.breaker import Ticket
+from agentmesh.inference.logic.route import Place
 from agentmesh.inference.logic.target import Target
 from agentmesh.inference.proxy.ports import Outcome, TargetKey, Wanted
 
@@ -20,10 +21,13 @@ Released = Callable[["HeldLease", Outcome, float | None], None]
 class HeldLease:
     """Implements ports.Lease. The dispatcher is told of the first byte and of the release, each once."""
 
-    __slots__ = ("_is_over", "_is_reached", "_reached", "_released", "began_s", "target", "ticket")
+    __slots__ = ("_is_over", "_is_reached", "_reached", "_released", "began_s", "place", "target", "ticket")
 
-    def __init__(self, target: Target, ticket: Ticket, began_s: float, reached: Reached, released: Released) -> None:
+    def __init__(
+        self, target: Target, place: Place, ticket: Ticket, began_s: float, reached: Reached, released: Released
+    ) -> None:
         self.target = target
+        self.place = place
         self.ticket = ticket
         self.began_s = began_s
         self._reached = reached

@@ -94,15 +94,15 @@ class Metrics:
 
     def request_began(self, model: str, route: str) -> None:
         """A request was given to a target. `model` is the target's id, never what the client wrote."""
-        self._of(model, route).began += 1
+        (self._series.get((model, route)) or self._new(model, route)).began += 1
 
     def first_byte(self, model: str, route: str, seconds: float) -> None:
         """Its answer began, so long after the request was whole."""
-        self._of(model, route).ttft.observe(seconds)
+        (self._series.get((model, route)) or self._new(model, route)).ttft.observe(seconds)
 
     def request_ended(self, model: str, route: str, status: int, seconds: float) -> None:
         """It ended, with the status that the client saw (499 when the client left). Exactly once for each that began."""
-        series = self._of(model, route)
+        series = self._series.get((model, route)) or self._new(model, route)
         series.ended[status // 100 if 100 <= status < 600 else 0] += 1
         series.duration.observe(seconds)
 
@@ -128,12 +128,8 @@ class Metrics:
         """Bytes taken from streams of peers, in either role."""
         self._from_peers_bytes += size_bytes
 
-    def _of(self, model: str, route: str) -> _Series:
-        series = self._series.get((model, route))
-        return series if series is not None else self._new(model, route)
-
     def _new(self, model: str, route: str) -> _Series:
-        """Beyond the limit, names share one series; the lookup above then misses and comes here, which stays cheap."""
+        """Beyond the limit, names share one series; the lookups above then miss and come here, which stays cheap."""
         if model not in self._labels and len(self._labels) >= MAX_MODEL_LABELS:
             model = OTHER
         self._labels[model] = model

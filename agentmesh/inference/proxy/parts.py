@@ -140,6 +140,7 @@ class Parts:
     outbox: Outbox
     now: Callable[[], float]  # the loop's clock, in seconds
     engines: EnginePools = field(init=False)
-    response_heads: HeadMemo[ResponseHead] = field(default_factory=HeadMemo[ResponseHead])  # one engine's are all alike
+    # One engine's are all alike; beside each what clients get of its fields.
+    response_heads: HeadMemo[tuple[ResponseHead, bytes]] = field(default_factory=HeadMemo[tuple[ResponseHead, bytes]])
     exchanges: set[Exchange] = field(default_factory=set["Exchange"])
     draining: bool = False

@@ -36,7 +36,7 @@ class Queues:
         self._now_s = now_s
         self._call_later = call_later
         self._queues: dict[str, dict[int, Waiter]] = {}  # by number, which is the order of arrival
-        self._count = 0
+        self.count = 0  # of all who wait
         self._numbers = 0
         self._timer: Timer | None = None
 
@@ -49,7 +49,7 @@ class Queues:
         return {queue: len(waiters) for queue, waiters in self._queues.items()}
 
     def is_full(self, queue: str) -> bool:
-        return self._count >= MAX_WAITING or self.length(queue) >= MAX_WAITING_PER_MODEL
+        return self.count >= MAX_WAITING or self.length(queue) >= MAX_WAITING_PER_MODEL
 
     # ------------------------------------------------------------------ coming and going
 
@@ -59,7 +59,7 @@ class Queues:
         future = asyncio.get_running_loop().create_future()
         waiter = Waiter(self._numbers, queue, wanted, avoid, deadline_s, future)
         self._queues.setdefault(queue, {})[waiter.number] = waiter
-        self._count += 1
+        self.count += 1
         if self._timer is None:
             self._timer = self._call_later(TICK_S, self.tick)
         if waiter.number != next(iter(self._queues[queue])):
@@ -71,10 +71,10 @@ class Queues:
         waiters = self._queues.get(waiter.queue)
         if waiters is None or waiters.pop(waiter.number, None) is None:
             return
-        self._count -= 1
+        self.count -= 1
         if not waiters:
             del self._queues[waiter.queue]
-        if not self._count and self._timer is not None:
+        if not self.count and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -86,14 +86,14 @@ class Queues:
         All queues are looked at, as what a name means may have changed since somebody joined. Those behind one for whom
         there is no room are passed over without a decision of their own: 1,000 of them take some 0.2 ms.
         """
-        if self._count:
+        if self.count:
             self._serve([list(waiters.values()) for waiters in self._queues.values()])
 
     def tick(self) -> None:
         """The timer: time passed."""
         self._timer = None
         self.serve()
-        if self._count and self._timer is None:
+        if self.count and self._timer is None:
             self._timer = self._call_later(TICK_S, self.tick)
 
     def _serve(self, queues: Iterable[list[Waiter]]) -> None:
