@@ -184,7 +184,7 @@ class Mesh:
         """Say goodbye, close every connection, remember the peers. The store stays open. Also after a start that failed."""
         await self._tasks.close()
         if hasattr(self, "_bulk"):
-            await self._bulk.streams.close()
+            await self._bulk.close()
         if self._started.is_set():
             self._upkeep.save_peers()
         if hasattr(self, "_own"):
@@ -214,7 +214,7 @@ class Mesh:
             Unreachable: the peer cannot be reached.
             StreamClosed: the connection broke meanwhile.
         """
-        return await self._bulk.streams.open_stream(node, kind)
+        return await self._bulk.open_stream(node, kind)
 
     def hint(self, node: NodeId, addresses: Sequence[str], bulk_port: int) -> None:
         """Where a member says that it can be reached, for streams to one that was never connected to this node."""

@@ -1,17 +1,21 @@
 """Joins bulk streams to the mesh around them: where a peer is, how QUIC reaches it, who was put out.
 
-State: none but the wiring. Decides nothing about paths (logic/bulk_paths.py) and knows no bytes.
+State: where members say that they are, and how many streams of the fast path lead to each peer. Decides nothing about paths
+(logic/bulk_paths.py) and knows no bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from agentmesh.core.clock import Clock
 from agentmesh.core.errors import AgentMeshError, Unreachable
+from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission
 from agentmesh.mesh.authority import Draft
 from agentmesh.mesh.bulk import BulkStreams, BulkSurroundings
@@ -56,6 +60,9 @@ class MeshBulk:
         self._trust = trust
         self._clock = clock
         self._hints: dict[bytes, PeerFacts] = {}
+        self._used: Counter[bytes] = Counter()  # streams on the fast path, by peer
+        self._linking: set[bytes] = set()  # peers that are dialled so that they are watched
+        self._tasks = TaskSet("bulk links")
         around = BulkSurroundings(
             where=self._where,
             over_quic=self._over_quic,
@@ -74,6 +81,42 @@ class MeshBulk:
             _log.warning("no fast path to this node: %s", error)
             return 0
 
+    async def open_stream(self, node: bytes, kind: StreamKind) -> Stream:
+        """See BulkStreams.open_stream. While the stream lasts, failure detection watches the peer: TCP does not tell of one that froze."""
+        stream = await self.streams.open_stream(node, kind)
+        if isinstance(stream, HeldStream):  # on the link itself
+            return stream
+        self._used[node] += 1
+        if node in self._peers.driver.links and node not in self._linking:
+            self._peers.driver.feed(LinkUsed(node, 1))
+        elif node not in self._linking:
+            self._linking.add(node)
+            self._tasks.spawn(self._link(node), name=node.hex()[:8])
+        return HeldStream(stream, lambda: self._over(node))
+
+    async def close(self) -> None:
+        """End all streams and connections."""
+        await self._tasks.close()
+        await self.streams.close()
+
+    def _over(self, node: bytes) -> None:
+        self._used[node] -= 1
+        if not self._used[node]:
+            del self._used[node]
+        if node not in self._linking:
+            self._peers.driver.feed(LinkUsed(node, -1))
+
+    async def _link(self, node: bytes) -> None:
+        """Connect to a peer that is no neighbour; the link stays while streams lead there."""
+        try:
+            (await self._reach(node)).abort()
+        except AgentMeshError as error:
+            _log.debug("%s is asked over the fast path and cannot be watched: %s", node.hex()[:8], error)
+        finally:
+            self._linking.discard(node)
+        if self._used[node]:
+            self._peers.driver.feed(LinkUsed(node, self._used[node]))
+
     async def on_records(self, records: Sequence[Record]) -> None:
         """Revocations may have put somebody out whose connections are still here."""
         if any(record.kind == "revocation" for record in records):
@@ -83,14 +126,22 @@ class MeshBulk:
         return self._trust.standing(node, self._clock.now_ms()) is Standing.OUT
 
     def hint(self, node: bytes, addresses: Sequence[str], bulk_port: int) -> None:
-        """Where a member says that it is, for streams to one that was never a neighbour. What admission saw goes before it."""
-        self._hints.pop(node, None)
+        """Where a member says that it is now, for streams to one that is no neighbour."""
+        before = self._hints.pop(node, None)
         while len(self._hints) >= MAX_HINTS:
             del self._hints[next(iter(self._hints))]
-        self._hints[node] = PeerFacts("", tuple(addresses), True, "", self._clock.now_ms(), bulk_port)
+        hint = PeerFacts("", tuple(addresses), True, "", self._clock.now_ms(), bulk_port)
+        if before is not None and (before.addresses, before.bulk_port) == (hint.addresses, bulk_port):
+            hint = before  # a repeated word is no reason to try a failed path again
+        self._hints[node] = hint
 
     def _facts(self, node: bytes) -> PeerFacts | None:
-        return self._peers.facts.get(node) or self._hints.get(node)
+        """What admission saw, with what the peer said since: it may have been started anew, on other ports."""
+        seen, hint = self._peers.facts.get(node), self._hints.get(node)
+        if seen is None or hint is None or node in self._peers.driver.links or hint.seen_ms < seen.seen_ms:
+            return seen or hint
+        addresses = tuple(dict.fromkeys((*hint.addresses, *seen.addresses)))
+        return replace(seen, addresses=addresses, bulk_port=hint.bulk_port or seen.bulk_port)
 
     def _where(self, node: bytes) -> BulkTarget | None:
         facts = self._facts(node)

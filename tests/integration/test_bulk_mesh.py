@@ -10,6 +10,8 @@ import pytest
 
 from agentmesh.core.errors import AgentMeshError, PortClosed, Unreachable
 from agentmesh.mesh.identity import encode_id
+from agentmesh.mesh.logic.events import PeerState
+from agentmesh.mesh.peers import PeerFacts
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
@@ -38,6 +40,20 @@ async def _pair(make: Make, *, client_fast: bool = True, server_fast: bool = Tru
     client = await (await make("client", fast_path=client_fast).join(await server.token())).start()
     server.mesh.serve(StreamKind.HTTP, echo)
     await eventually(lambda: bool(client.mesh.peers() and server.mesh.peers()))
+    return server, client
+
+
+async def _strangers(make: Make, *, client_fast: bool = True) -> tuple[TestNode, TestNode]:
+    """Members of one mesh that know nothing of each other any more."""
+    server, client = await _pair(make, client_fast=client_fast)
+    for node in (client, server):
+        await node.stop()
+        for known in node.home.root.rglob("peers.json"):
+            known.unlink()
+    await server.start()
+    server.mesh.serve(StreamKind.HTTP, echo)
+    await client.start()
+    assert client.mesh.peers() == []
     return server, client
 
 
@@ -123,20 +139,35 @@ async def test_a_stream_that_the_service_gives_up_looks_cut_off_either_way(make:
 async def test_a_member_that_was_never_a_neighbour_is_reached_where_its_presence_says(
     make: Make, fast_path: bool
 ) -> None:
-    server, client = await _pair(make, client_fast=fast_path)
-    for node in (client, server):
-        await node.stop()
-        for known in node.home.root.rglob("peers.json"):
-            known.unlink()
-    await server.start()
-    server.mesh.serve(StreamKind.HTTP, echo)
-    await client.start()
-    assert client.mesh.peers() == []
+    server, client = await _strangers(make, client_fast=fast_path)
     with pytest.raises(Unreachable):
         await client.mesh.open_stream(server.key.public, StreamKind.HTTP)
     client.mesh.hint(server.key.public, server.mesh.addresses(), server.mesh.bulk_port)
     assert await _ask(client, server, b"found you") == b"found you"
     assert client.mesh._bulk.streams.works(server.key.public) == fast_path
+
+
+async def test_a_peer_that_is_no_neighbour_is_watched_as_long_as_it_is_asked_over_the_fast_path(make: Make) -> None:
+    """Else a host that froze, or whose cable was pulled, would keep its requests for minutes: TCP alone tells nothing."""
+    server, client = await _strangers(make)
+    client.mesh.hint(server.key.public, server.mesh.addresses(), server.mesh.bulk_port)
+    streams = [await client.mesh.open_stream(server.key.public, StreamKind.HTTP) for _ in range(3)]
+    await eventually(lambda: client.mesh.peer_states().get(server.key.public) is PeerState.ALIVE, 5)
+    link = client.mesh._machine._overlay._links[server.key.public]
+    await eventually(lambda: link.streams == 3)
+    streams.append(await client.mesh.open_stream(server.key.public, StreamKind.HTTP))
+    await eventually(lambda: link.streams == 4)
+    for stream in streams:
+        stream.abort()
+    await eventually(lambda: link.streams == 0)
+
+
+async def test_where_a_peer_says_that_it_is_now_counts_beside_where_it_was(make: Make) -> None:
+    server, client = await _strangers(make)
+    key = server.key.public
+    client.mesh._peers.facts[key] = PeerFacts("server", ("127.0.0.1:1",), True, "127.0.0.1:1", 1, 1)
+    client.mesh.hint(key, server.mesh.addresses(), server.mesh.bulk_port)
+    assert await _ask(client, server, b"moved") == b"moved"
 
 
 async def test_a_node_whose_port_is_closed_but_that_lives_is_reached_over_quic(make: Make) -> None:
