@@ -53,6 +53,15 @@ class Machine:
             return 0
         return max(0, int(info.rss) - int(getattr(info, "shared", info.rss)))
 
+    def mapped_bytes(self, pid: int) -> int:
+        """What a process uses of files' pages: `available_bytes` calls it free, and is wrong for an engine's weights."""
+        import psutil
+
+        try:
+            return max(0, int(getattr(psutil.Process(pid).memory_info(), "shared", 0)))
+        except psutil.Error:
+            return 0
+
 
 class MemoryBook:
     """Rooms for models, less what was promised."""
@@ -135,11 +144,17 @@ class MemoryBook:
         total = self._machine.total_bytes()
         # An engine takes its memory only when it is used: weights are pages of files, contexts are untouched at first.
         promised = sum(
-            max(promise.need_bytes - (self._machine.held_bytes(promise.pid) if promise.pid is not None else 0), 0)
-            for promise in self._promises.values()
-            if promise.device in (None, NO_DEVICE)
+            self._missing(promise) for promise in self._promises.values() if promise.device in (None, NO_DEVICE)
         )
         return Room(device, total, max(min(self._machine.available_bytes(), total) - promised, 0))
+
+    def _missing(self, promise: Promise) -> int:
+        """What of a promise does not show in what is free. An engine may hold more than it was promised (prompts that it keeps);
+        its weights stay in use all the same."""
+        if promise.pid is None:
+            return promise.need_bytes
+        mapped = min(self._machine.mapped_bytes(promise.pid), promise.need_bytes)
+        return max(promise.need_bytes - self._machine.held_bytes(promise.pid), mapped)
 
 
 def _named(device: str, devices: Sequence[Device]) -> list[Device]:

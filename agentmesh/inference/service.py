@@ -105,6 +105,7 @@ class ModelService:
         self._identities = FileIdentities.of_home(home)
         self._hashing = asyncio.Lock()  # one file at a time: a disk has one head, or as good as
         self._runs: list[ModelRun] = []
+        self._again: set[ModelRun] = set()  # brought back by this start: the command line goes before them
         self._work: dict[ModelRun, asyncio.Task[None]] = {}
         self._tasks = TaskSet("models")
         self._listeners: list[Callable[[], None]] = []
@@ -126,9 +127,12 @@ class ModelService:
         if remembered and not self._settings.again:
             _log.info("not loaded again, for nobody asked: %s", ", ".join(one.model for one in remembered))
         for number, request in enumerate((*named, *again)[:MAX_SERVED]):
-            run, is_again = self._new_run(request), number >= len(named)
-            work = self._serve_from_start(run, is_again=is_again)
-            self._work[run] = self._tasks.spawn(work, name=f"serve {request.model}")
+            run = self._new_run(request)
+            if number >= len(named):
+                self._again.add(run)
+            self._work[run] = self._tasks.spawn(
+                self._serve_from_start(run, is_named=number < len(named)), name=f"serve {request.model}"
+            )
 
     async def stop(self, grace_s: float | None = None) -> None:
         """End every engine, each within `grace_s` of being asked to (None: the engines' own grace). What is remembered stays."""
@@ -278,15 +282,16 @@ class ModelService:
             raise NotServed(f"This node serves no '{name}'. It serves: {there or 'nothing'}.")
         return min(candidates, key=lambda run: run.state == ModelState.FAILED)
 
-    async def _make_way(self, run: ModelRun) -> None:
-        """See that no other model has this one's id. One that has failed gives way.
+    async def _make_way(self, run: ModelRun, *, is_named: bool = False) -> None:
+        """See that no other model has this one's id. One that has failed gives way; to one that the command line names, also
+        one that was only brought back.
 
         Raises:
             AlreadyServed
         """
         known = [one for one in self._runs if one is not run and one.located is not None]
         for other in [one for one in known if one.id.lower() == run.id.lower()]:
-            if other.state == ModelState.FAILED:
+            if other.state == ModelState.FAILED or (is_named and other in self._again):
                 await self._end(other)
                 continue
             file = other.located.file if other.located is not None else None
@@ -296,13 +301,13 @@ class ModelService:
                 f"To load another file or other settings under this id, first run: agentmesh unload {other.id}"
             )
 
-    async def _serve_from_start(self, run: ModelRun, *, is_again: bool) -> None:
+    async def _serve_from_start(self, run: ModelRun, *, is_named: bool) -> None:
         """A model of the command line, or one that is remembered: it waits for memory, and its failure stays visible."""
         try:
             await run.locate()
-            await self._make_way(run)
+            await self._make_way(run, is_named=is_named)
         except AgentMeshError as error:
-            if is_again and isinstance(error, AlreadyServed):  # what the user named this time counts
+            if not is_named and isinstance(error, AlreadyServed):  # what the user named this time counts
                 await self._remove(run)
                 return
             await self._failed(run, error)
@@ -356,6 +361,7 @@ class ModelService:
         finally:
             self._work.pop(run, None)
             self._last_states.pop(run, None)
+            self._again.discard(run)
             if run in self._runs:
                 self._runs.remove(run)
             self._tell()

@@ -32,6 +32,7 @@ class FakeMachine(Machine):
     def __init__(self, total_bytes: int = 64_000_000_000) -> None:
         self.total = self.available = total_bytes
         self.held: dict[int, int] = {}
+        self.mapped: dict[int, int] = {}
 
     def total_bytes(self) -> int:
         return self.total
@@ -41,6 +42,9 @@ class FakeMachine(Machine):
 
     def held_bytes(self, pid: int) -> int:
         return self.held.get(pid, 0)
+
+    def mapped_bytes(self, pid: int) -> int:
+        return self.mapped.get(pid, 0)
 
 
 class FakeRunning:

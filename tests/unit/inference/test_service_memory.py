@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 from agentmesh.core.errors import InvalidInput
 from agentmesh.inference.engine.engine import Device
+from agentmesh.inference.fetching import Fetcher, Located
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.models.errors import ModelFileUnusable
-from agentmesh.inference.serving_types import DoesNotFit, ModelState, NotServed, ServesNothing
+from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, NotServed, ServesNothing
 from agentmesh.inference.settings import ServeSettings
 from tests.fakes.serving import World, a_world, path_request
 from tests.fakes.tiny_gguf import write_tiny
@@ -87,6 +89,16 @@ async def test_what_an_engine_holds_already_is_not_subtracted_twice(world: World
     world.machine.held[world.running[0].pid] = need
     world.machine.available -= need
     assert world.service.memory.machine_free_bytes() == free
+
+
+async def test_the_prompts_that_an_engine_keeps_make_its_weights_no_free_memory(world: World, tiny: Path) -> None:
+    """Weights are pages of a file: the system calls them free while the engine works with them."""
+    await world.service.load(path_request(tiny))
+    await world.becomes("tiny", READY)
+    pid, weights, kept = world.running[0].pid, 400_000, 5_000_000_000
+    world.machine.held[pid], world.machine.mapped[pid] = kept, weights
+    world.machine.available -= kept
+    assert world.service.memory.machine_free_bytes() == world.machine.available - weights
 
 
 DEVICES = (
@@ -218,6 +230,28 @@ async def test_a_node_that_nobody_asked_for_models_loads_none_and_keeps_the_list
     await world.make().start()
     await world.becomes("other", READY)
     await world.becomes("tiny", READY)
+
+
+async def test_what_the_command_line_names_goes_before_a_remembered_one_that_is_found_first(
+    world: World, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.service.load(path_request(tiny, context_tokens=256))
+    await world.service.stop()
+    (tmp_path / "there").mkdir()
+    named, found, locate = str(tmp_path / "there" / ".." / "tiny.gguf"), threading.Event(), Fetcher.locate
+
+    def named_last(self: Fetcher, request: LoadRequest, stop: threading.Event) -> Located:
+        assert request.model != named or found.wait(10)
+        return locate(self, request, stop)
+
+    monkeypatch.setattr(Fetcher, "locate", named_last)
+    world.settings = ServeSettings(ggufs=(named,), context_tokens=128)
+    await world.make().start()
+    assert (await world.becomes("tiny", READY)).context_tokens == 256
+    found.set()
+    await world.until(lambda: [s.context_tokens for s in world.service.status() if s.state == READY] == [128])
+    assert len(world.service.status()) == 1
+    assert "tiny" in (world.home.root / "models.json").read_text()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "models": [{"id": 3}]}', b"\xff" * 100])
