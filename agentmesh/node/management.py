@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import agentmesh
 from agentmesh.blackboard.service import BlackboardService
@@ -22,6 +22,8 @@ from agentmesh.mesh.identity import NodeKey, encode_id
 from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
 from agentmesh.mesh.views import PeerView
 from agentmesh.node.inference import NodeInference
+
+AWAY: Final = "Its nodes cannot be reached now."
 
 
 class Stoppable(Protocol):
@@ -77,7 +79,7 @@ class Management:
         )
 
     async def status(self) -> Status:
-        mesh = self._parts.mesh
+        mesh, inference = self._parts.mesh, self._parts.inference
         return Status(
             node_id=encode_id(self._parts.key.public),
             name=self._parts.name,
@@ -89,7 +91,7 @@ class Management:
             console_port=self._node.console_port,
             bind_port=mesh.bind_port,
             peers=[_peer_status(peer) for peer in mesh.peers()],
-            models=model_views(self._parts.inference.service.status(), self._parts.inference.directory.models()),
+            models=model_views(inference.service.status(), inference.directory.models(), inference.directory.out()),
             blackboard=BoardStatus(posts=await self._parts.board.count()),
             policy=mesh.policy().quotas(),
         )
@@ -124,26 +126,38 @@ class Management:
         return Done(message=await self._node.join(tokens))
 
 
-def model_views(own: Sequence[ModelStatus], offered: Sequence[tuple[ServedModel, Sequence[bytes]]]) -> list[ModelView]:
-    """This node's models as it knows them, with the peers that serve them too, then the peers' other models."""
+def model_views(
+    own: Sequence[ModelStatus], offered: Sequence[tuple[ServedModel, Sequence[bytes]]], away: Collection[bytes] = ()
+) -> list[ModelView]:
+    """This node's models as it knows them, with the peers that serve them too, then the peers' other models.
+
+    Args:
+        away: peers that cannot be reached now.
+    """
     hosts = {model.id: [encode_id(node) for node in nodes] for model, nodes in offered}
     views = [_own_view(status, hosts.get(status.id, [])) for status in own]
     ours = {view.id for view in views}
     return views + [
         ModelView(
             id=model.id,
-            state="ready" if model.ready else "loading",
+            state=_state(model, nodes, away),
             role="solo",
             nodes=hosts[model.id],
             aliases=list(model.aliases),
-            reason="",
+            reason=AWAY if _state(model, nodes, away) == "away" else "",
             context_tokens=model.context_tokens,
             slots=model.slots,
             size_bytes=model.size_bytes,
         )
-        for model, _ in offered
+        for model, nodes in offered
         if model.id not in ours
     ]
+
+
+def _state(model: ServedModel, nodes: Sequence[bytes], away: Collection[bytes]) -> str:
+    if model.ready:
+        return "ready"
+    return "away" if all(node in away for node in nodes) else "loading"
 
 
 def _own_view(status: ModelStatus, hosts: Sequence[str]) -> ModelView:

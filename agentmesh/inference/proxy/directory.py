@@ -104,8 +104,15 @@ class Directory:
         return self._roster.get(*key)
 
     def models(self) -> Sequence[tuple[ServedModel, Sequence[bytes]]]:
-        """Every model once, with the nodes that offer it; ready ones first, then by id."""
-        return self._roster.models()
+        """Every model once, with the nodes that offer it; ready ones first, then by id.
+
+        One whose hosts cannot be reached stays listed until their word expires, but is not ready.
+        """
+        models, out = self._roster.models(), self.out()
+        if not out:
+            return models
+        seen = [_reachable(model, nodes, out) for model, nodes in models]
+        return sorted(seen, key=lambda entry: not entry[0].ready)  # by id they are already
 
     # ------------------------------------------------------------------ records
 
@@ -142,6 +149,13 @@ class Directory:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+def _reachable(
+    model: ServedModel, nodes: Sequence[bytes], out: frozenset[bytes]
+) -> tuple[ServedModel, Sequence[bytes]]:
+    here = [node for node in nodes if node not in out]
+    return (model, here) if here else (msgspec.structs.replace(model, ready=False), nodes)
 
 
 def _not_ready(target: Target) -> Target:

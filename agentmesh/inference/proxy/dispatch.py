@@ -261,8 +261,9 @@ class Dispatcher:
         breakers = {phase.value: 0 for phase in Phase}
         for place in self._places.values():
             breakers[place.breaker.phase(now_s).value] += 1
+        out = self._directory.out()
         ready = {
-            model.id: sum(target.model.ready for target in self._directory.targets(model.id))
+            model.id: sum(t.model.ready and t.node not in out for t in self._directory.targets(model.id))
             for model, _ in self._directory.models()
         }
         return Gauges(waiting=self._queues.lengths(), breakers=breakers, ready_targets=ready)

@@ -108,3 +108,28 @@ async def test_more_offers_than_are_kept_are_said_once(
     await world.directory.on_dropped([first.id], "expired")
     await world.offer(2, model("b"))
     assert world.directory.resolve("b") == ("b",)
+
+
+async def test_a_model_whose_hosts_cannot_be_reached_is_listed_but_not_as_ready() -> None:
+    world = World(own(model("mine")))
+    await world.offer(1, model("a"), model("both"))
+    await world.offer(2, model("both"))
+    world.directory.on_peer_state(peer(1), PeerState.SUSPECT)
+    world.states[peer(1)] = PeerState.SUSPECT
+    listed = {entry.id: (entry.ready, tuple(nodes)) for entry, nodes in world.directory.models()}
+    assert listed == {"both": (True, (peer(2),)), "mine": (True, (ME,)), "a": (False, (peer(1),))}
+    assert [entry.id for entry, _ in world.directory.models()] == ["both", "mine", "a"]
+    world.directory.on_peer_state(peer(1), PeerState.ALIVE)
+    world.states[peer(1)] = PeerState.ALIVE
+    assert {entry.id: len(nodes) for entry, nodes in world.directory.models() if entry.ready} == {
+        "a": 1,
+        "both": 2,
+        "mine": 1,
+    }
+
+
+async def test_hosts_that_cannot_be_reached_do_not_count_as_ready_in_the_metrics() -> None:
+    world = World()
+    await world.offer(1, model("a"))
+    world.states[peer(1)] = PeerState.DEAD
+    assert b'agentmesh_ready_targets{model="a"} 0.0' in world.metrics.render()
