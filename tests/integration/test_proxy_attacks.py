@@ -169,3 +169,115 @@ async def test_a_write_that_fails_does_not_lose_those_of_others() -> None:
     outbox.write(written.append, b"c")
     await asyncio.sleep(0)
     assert written == [b"b", b"c"]
+
+
+# ------------------------------------------------------------------ ends of connections, in every phase
+
+
+@pytest.mark.parametrize("cut", [1, 30, 60, 100, 130])
+async def test_a_request_cut_off_anywhere_leaves_nothing_behind(world: World, cut: int) -> None:
+    request = post(ASK | {"x": "y" * 50})
+    for end in ("eof", "reset"):
+        client = await world.client()
+        await client.send(request[:cut])
+        if end == "eof":
+            client.writer.write_eof()
+            assert await client.rest() == b""
+        else:
+            client.close()
+    await until(lambda: world.server.clients == 0)
+    assert world.dispatch.leases == []
+    await world.settled()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_client_that_ends_its_side_with_its_requests_gets_all_answers(world: World, count: int) -> None:
+    client = await world.client()
+    client.writer.write((post(ASK) + f"GET /health HTTP/1.1\r\n{HOST}\r\n".encode()) * count)
+    client.writer.write_eof()
+    seen: list[int] = []
+    while len(seen) < 2 * count:
+        reply = await client.reply()
+        if reply.status != 102:
+            seen.append(reply.status)
+    assert seen == [200] * 2 * count
+    assert await client.rest() == b""
+    await world.settled()
+
+
+# ------------------------------------------------------------------ engines that answer oddly
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 5 + answer(b"{}"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"{}") + answer(b'"smuggled"'),
+        answer(b"{}") + b"garbage behind it",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+async def test_odd_answers_that_are_whole_are_relayed_once(world: World, odd: bytes) -> None:
+    world.backends[0].handler = says(odd)
+    client = await world.client()
+    for _ in range(3):
+        reply = await client.ask(post(ASK))
+        assert (reply.status, reply.body) == (200, b"{}")
+    await world.settled()
+
+
+async def test_an_answer_shorter_than_its_length_is_never_whole(world: World) -> None:
+    async def short(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{}")
+        raise EOFError
+
+    world.backends[0].handler = short
+    client = await world.client()
+    await client.send(post(ASK))
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await client.reply()
+    await world.settled()
+
+
+# ------------------------------------------------------------------ limits that are reached exactly
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_may_be_as_large_as_the_limit_and_not_a_byte_more(tmp_path: Path, chunked: bool) -> None:
+    limit = 300_000
+    settings = ApiSettings(sweep_s=0.02, max_body_bytes=limit, max_bodies_bytes=limit, spill_bytes=100_000)
+    async with proxy_world(tmp_path, settings) as world:
+        await world.backend(says(answer(b"{}")))
+        for size, status in ((limit, 200), (limit + 1, 413), (limit, 200)):
+            body = b'{"model":"m","x":"' + b"y" * (size - 20) + b'"}'
+            assert len(body) == size
+            sent = post(body)
+            if chunked:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n".encode()
+                sent = head + b"".join(chunk(body[at : at + 7_777]) for at in range(0, size, 7_777)) + b"0\r\n\r\n"
+            client = await world.client()
+            client.writer.write(sent)
+            assert (await client.reply()).status == status
+            await world.settled()
+
+
+async def test_many_uploads_share_the_budget_and_give_it_back(tmp_path: Path) -> None:
+    settings = ApiSettings(sweep_s=0.02, max_bodies_bytes=1_000_000, spill_bytes=50_000)
+    async with proxy_world(tmp_path, settings) as world:
+        await world.backend(says(answer(b"{}")), slots=64)
+        sent = post(ASK | {"x": "y" * 90_000})
+        clients = [await world.client() for _ in range(30)]
+        for client in clients:
+            client.writer.write(sent[:-1])
+        budget = world.server.parts.budget
+        await until(lambda: budget.used_bytes > 850_000)
+        for number, client in enumerate(clients):
+            if number % 3:
+                client.close()
+            else:
+                client.writer.write(sent[-1:])
+        statuses = [(await client.reply()).status for client in clients[::3]]
+        assert set(statuses) <= {200, 503}
+        await world.settled()
+        assert (await world.ask(sent)).status == 200
+        await world.settled()
