@@ -5,6 +5,7 @@ Owns the words. The node does the work; a `load` that is broken off here goes on
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import click
 
 from agentmesh.cli.node import parse_gigabytes
 from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.control.api_keys import KEY_VARIABLE
 from agentmesh.control.client import NodeClient
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
@@ -240,4 +242,10 @@ def _show_hints(client: NodeClient, model: str) -> None:
 
     port = client.request("GET", "/api/status").get("api_port")
     if isinstance(port, int):
-        print("\n".join(safe_line(line) for line in launch_hints(port, model).split("\n")), file=sys.stderr, flush=True)
+        print(
+            "\n".join(
+                safe_line(line) for line in launch_hints(port, model, asks_key=KEY_VARIABLE in os.environ).split("\n")
+            ),
+            file=sys.stderr,
+            flush=True,
+        )

@@ -105,12 +105,18 @@ class Interrupted(AgentMeshError):
     exit_code = 128 + signal.SIGTERM
 
 
+class HungUp(Interrupted):
+    """Its terminal was closed before the agent ran."""
+
+    exit_code = 128 + signal.SIGHUP
+
+
 @contextlib.contextmanager
 def tidy_end() -> Generator[None]:
     """Make an error of SIGTERM and SIGHUP, so that what was started is ended; while the agent runs, they are its."""
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise Interrupted
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise HungUp if number == signal.SIGHUP else Interrupted
 
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     try:
@@ -120,6 +126,33 @@ def tidy_end() -> Generator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def put_off() -> Generator[None]:
+    """What would break this off waits for its end: a node that is being started must be known to be ended again.
+
+    A second signal does not wait. Handlers, not a blocked mask: the node would inherit that.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    pending: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.Signals(number)]
+        if pending and callable(handler):
+            handler(number, frame)
+        pending.append(number)
+
+    held = [number for number, handler in before.items() if callable(handler)]
+    for number in held:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, before[number])
+    if pending:
+        signal.raise_signal(pending[0])
 
 
 # ------------------------------------------------------------------ being there

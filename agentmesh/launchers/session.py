@@ -22,7 +22,7 @@ from agentmesh.core.paths import Home
 from agentmesh.launchers import files
 from agentmesh.launchers.api import Api, FoundApi, ModelWait, Say, base_url, release, running_api, start_api
 from agentmesh.launchers.base import Agent, AgentMissing, Launch, McpCommand, MeshModel, Wish
-from agentmesh.launchers.run import attached, run_agent, tidy_end
+from agentmesh.launchers.run import attached, put_off, run_agent, tidy_end
 
 VERSION_TIMEOUT_S: Final = 10.0
 APP_FOLDERS: Final = (Path("/Applications"),)
@@ -80,9 +80,10 @@ class Session:
             raise AgentMissing(self._missing())
         found = running_api(self._home, self._order.port, self._key, self._say)
         fresh = found is None and self._has_mesh()
-        if found is None:
-            found = start_api(self._home, self._say)
         try:
+            if found is None:
+                with put_off():
+                    found = start_api(self._home, self._say)
             with attached(self._home if found.node is not None else None):
                 models, model = ModelWait(Api(found.base_url, self._key).models, self._say).choose(
                     self._order.model, fresh=fresh
@@ -94,7 +95,8 @@ class Session:
                     return run_agent(("open", "-W", "-a", str(app)), self._environment(launch))
                 return run_agent((self._program or launch.argv[0], *launch.argv[1:]), self._environment(launch))
         finally:
-            release(found, self._say)
+            if found is not None:
+                release(found, self._say)
 
     def describe(self) -> tuple[Wish, Launch]:
         """What `run` would do; starts and changes nothing."""

@@ -247,7 +247,7 @@ class Node:
         )
 
     def _model_ready(self, model: ServedModel) -> None:
-        self.say(launch_hints(self.api_port, model.id))
+        self.say(launch_hints(self.api_port, model.id, asks_key=bool(self._options.api_keys)))
 
     async def _start_board(self, key: NodeKey, store: BlackboardStore, mesh: Mesh, name: str) -> BlackboardService:
         self._scrubber = scrubber = ScrubPool(machine_context())

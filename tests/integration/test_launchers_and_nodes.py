@@ -91,3 +91,21 @@ def test_a_node_that_was_started_stays_while_another_client_is_attached(nodes: N
     finally:
         os.kill(follower.pid, signal.SIGTERM)
         follower.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_is_just_being_started_ends_when_the_launcher_is_interrupted(
+    nodes: Nodes, agent: FakeAgent, number: signal.Signals
+) -> None:
+    home = prepared(nodes, agent)
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "agentmesh", "claude", "--port", "9"],
+        env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for((home.root / "logs" / "node.log").exists, WAIT_S, "the start to begin")
+    launcher.send_signal(number)
+    _, errors = launcher.communicate(timeout=WAIT_S)
+    assert launcher.returncode == 128 + number
+    assert "started a node" in errors
+    wait_for(lambda: not runs(home), WAIT_S, "the node to end")
+    assert not agent.ran

@@ -14,6 +14,13 @@ def test_the_hints_name_each_agent_and_the_plain_environment() -> None:
     assert "ANTHROPIC_BASE_URL=http://localhost:9337 " in hints
 
 
+def test_of_an_api_that_asks_for_a_key_the_variable_is_named() -> None:
+    hints = launch_hints(9337, "m", asks_key=True)
+    assert "export AGENTMESH_API_KEY first" in hints
+    assert 'OPENAI_API_KEY="$AGENTMESH_API_KEY" ' in hints
+    assert "=local" not in hints
+
+
 def test_a_name_that_a_shell_would_read_is_quoted() -> None:
     assert "--model 'a b; rm'" in launch_hints(1, "a b; rm")
     assert "--model 'it'\"'\"'s'" in launch_hints(1, "it's")
