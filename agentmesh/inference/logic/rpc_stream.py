@@ -41,7 +41,7 @@ STREAM_SHAPES: Final[Mapping[int, Shape]] = {
 }
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-Unsigned = Annotated[int, msgspec.Meta(ge=0, le=(1 << 64) - 1)]
+Unsigned = Annotated[int, msgspec.Meta(ge=0)]  # msgpack itself ends at 64 bits
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 

@@ -1,0 +1,162 @@
+"""Relayed RPC for tests: two members of a real mesh, streams that count what they carry, real programs of llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.rpc.exit import RpcExits
+from agentmesh.mesh.streams import StreamKind
+from agentmesh.mesh.transport import Stream
+from tests.fakes.mesh_nodes import TestNode, eventually
+from tests.fakes.tiny_gguf import TinyModel
+
+# 232 MB: twelve tensors of 16 MiB, whose hash is asked for, and small ones, which come as they are.
+DENSE = TinyModel(name="dense", context=512, layers=4, embedding=1024, heads=8, kv_heads=2, feed_forward=4096)
+START_S = 90.0
+PROMPT = "The mesh joins machines as equals, and"
+
+
+class CountingStream:
+    """A stream that counts what really goes over it, whatever our own counters say."""
+
+    def __init__(self, stream: Stream, carried: Carried) -> None:
+        self.inner = stream
+        self._carried = carried
+
+    async def read(self, max_bytes: int) -> bytes:
+        data = await self.inner.read(max_bytes)
+        self._carried.received += len(data)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self._carried.sent += len(data)
+        self._carried.writes += 1
+        await self.inner.write(data)
+
+    async def end(self) -> None:
+        await self.inner.end()
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+
+class Carried:
+    """Of all streams of one opener, in bytes."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = self.streams = self.writes = 0
+
+    def opener(self, node: TestNode, peer: bytes) -> Callable[[], Awaitable[Stream]]:
+        async def open_stream() -> Stream:
+            self.streams += 1
+            return CountingStream(await node.mesh.open_stream(peer, StreamKind.RPC), self)
+
+        return open_stream
+
+
+@asynccontextmanager
+async def two_members(root: Path) -> AsyncIterator[tuple[TestNode, TestNode, RpcExits]]:
+    """A host, a worker, and the worker's exits."""
+    host = await TestNode(root, "host", fast_path=True).found().start()
+    worker = await (await TestNode(root, "worker", fast_path=True).join(await host.token())).start()
+    exits = RpcExits()
+    worker.mesh.serve(StreamKind.RPC, exits.serve)
+    try:
+        await eventually(lambda: len(host.mesh.peers()) == 1)
+        yield host, worker, exits
+    finally:
+        await worker.mesh.stop()
+        await host.mesh.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Program:
+    """A program of llama.cpp, in a session of its own, ended with the test."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        environ = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        if not self.ended:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def printed(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+
+def rpc_server(engine: Engine, folder: Path, name: str = "rpc") -> tuple[Program, int]:
+    assert engine.rpc_server is not None
+    port = free_port()
+    command = [str(engine.rpc_server), "-H", "127.0.0.1", "-p", str(port), "-t", "2"]
+    return Program(command, folder / f"{name}.log"), port
+
+
+def is_listening(port: int) -> bool:
+    """Without connecting: an RPC server serves whoever comes first."""
+    wanted = f"0100007F:{port:04X} 00000000:0000 0A"
+    return wanted in Path("/proc/net/tcp").read_text()
+
+
+class Server:
+    """A llama-server on loopback."""
+
+    def __init__(self, engine: Engine, model: Path, folder: Path, name: str, *arguments: str) -> None:
+        self.port = free_port()
+        self.program = Program(
+            [
+                *engine.command,
+                *("--model", str(model), "--host", "127.0.0.1", "--port", str(self.port), "--ctx-size", "512"),
+                *("--parallel", "1", "-fit", "off", "--load-mode", "none", "-t", "2", "--no-webui", *arguments),
+            ],
+            folder / f"{name}.log",
+        )
+        self.started_s = time.monotonic()
+
+    async def ready(self) -> float:
+        """Seconds from the start until it answers."""
+        deadline = self.started_s + START_S
+        while True:
+            assert not self.program.ended, self.program.printed()[-3000:]
+            assert time.monotonic() < deadline, self.program.printed()[-3000:]
+            try:
+                await asyncio.to_thread(self._get, "/health")
+                return time.monotonic() - self.started_s
+            except OSError:
+                await asyncio.sleep(0.05)
+
+    async def tokens(self, prompt: str = PROMPT, count: int = 24) -> list[int]:
+        """What follows, greedily."""
+        body = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
+        return (await asyncio.to_thread(self._post, "/completion", body))["tokens"]
+
+    def _get(self, path: str) -> None:
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5).read()
+
+    def _post(self, path: str, body: dict[str, object]) -> dict[str, list[int]]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode())
+        return json.loads(urllib.request.urlopen(request, timeout=60).read())
