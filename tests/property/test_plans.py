@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from itertools import accumulate
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from agentmesh.inference.logic.plan import make_plan, rooms_of
 from agentmesh.inference.logic.split import llama_layers, numbers_for, spread
 from agentmesh.inference.logic.split_limits import MAX_RTT_MS, MAX_SPLIT_DEVICES
 from agentmesh.inference.logic.split_values import NodeFacts, Shards, Solo, Split, Way, Wish
-from tests.fakes.split_world import GB, RPC, a_model, a_node, node_id
+from tests.fakes.split_world import GB, a_model, a_node, node_id
 
 numpy = pytest.importorskip("numpy")
 
@@ -27,33 +28,55 @@ MODELS = (
 
 
 @st.composite
-def node_sets(draw: st.DrawFn) -> list[NodeFacts]:
-    """One to six nodes of all kinds."""
-    count = draw(st.integers(1, 6))
-    nodes: list[NodeFacts] = []
-    for number in range(1, count + 1):
-        others = [other for other in range(1, count + 1) if other != number]
-        rtts = {other: draw(st.sampled_from((0.3, 1, 15, 79, 81, 300))) for other in others if draw(st.booleans())}
-        nodes.append(
-            a_node(
-                number,
-                draw(st.sampled_from((0.2, 1, 3, 6, 9, 14))),
-                gpus=tuple(draw(st.lists(st.sampled_from((1.0, 4.0, 8.0)), max_size=3))),
-                rtts=rtts,
-                commit=draw(st.sampled_from(("aaa", "aaa", "aaa", "bbb", ""))),
-                rpc=draw(st.sampled_from((RPC, RPC, (7, 0, 1)))),
-                has_rpc=draw(st.sampled_from((True, True, True, False))),
-                lends_all=draw(st.booleans()),
-                lends_to=tuple(draw(st.lists(st.sampled_from(others or [number]), max_size=2))),
-                client=draw(st.sampled_from((False, False, False, True))),
-                part=draw(st.sampled_from((True, True, True, False))),
-                files=draw(st.sampled_from(((), ("aa",), ("bb",)))),
+def friendly_sets(draw: st.DrawFn) -> list[NodeFacts]:
+    """Two to six nodes that can share: most plans are splits."""
+    count = draw(st.integers(2, 6))
+    return [
+        a_node(
+            number,
+            draw(st.sampled_from((4, 6, 9, 11))),
+            gpus=draw(st.sampled_from(((), (), (), (4.0, 5.0), (8.0,)))),
+            rtts={other: draw(st.sampled_from((0.3, 1, 15, 79))) for other in range(1, count + 1) if other != number},
+            files=draw(st.sampled_from(((), ("aa",), ("bb",)))),
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+@st.composite
+def mixed_sets(draw: st.DrawFn) -> list[NodeFacts]:
+    """Friendly ones with one to three that have something against it."""
+    nodes = draw(friendly_sets())
+    others = [node.node for node in nodes]
+    for _ in range(draw(st.integers(1, 3))):
+        which = draw(st.integers(0, len(nodes) - 1))
+        change = draw(
+            st.sampled_from(
+                (
+                    {"is_client": True},
+                    {"takes_part": False},
+                    {"has_rpc": False},
+                    {"engine_commit": "other"},
+                    {"engine_commit": ""},
+                    {"rpc_version": (7, 0, 1)},
+                    {"lends_to_all": False},
+                    {"lends_to_all": False, "lends_to": (others[0],)},
+                    {"rtt_ms": ()},
+                    {"rtt_ms": tuple((other, 81.0) for other in others)},
+                    {"machine_free_bytes": GB // 5},
+                    {"machine_free_bytes": 40 * GB},
+                )
             )
         )
+        nodes[which] = msgspec.structs.replace(nodes[which], **change)
     return nodes
 
 
-WISHES = st.builds(
+def node_sets() -> st.SearchStrategy[list[NodeFacts]]:
+    return st.one_of(friendly_sets(), mixed_sets())
+
+
+WISHES = st.just(Wish()) | st.builds(
     Wish,
     way=st.sampled_from(list(Way)),
     tensor_split=st.sampled_from(((), (), (), (1.0, 1.0), (3.0, 1.0, 2.0), (0.0, 1.0), (1.0,) * 16, (-1.0, 1.0))),
