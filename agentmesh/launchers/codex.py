@@ -90,8 +90,9 @@ def _config(wish: Wish, settings: Mapping[str, object]) -> PlannedFile:
             )
     except ParseError as error:
         where = f"line {error.line}, column {error.col}"
+        reason = str(error).removesuffix(f" at line {error.line} col {error.col}").removesuffix(".")
         raise ConfigUnusable(
-            f"{path} does not parse: {where}: {error}. It is left as it is; repair it first."
+            f"{path} does not parse: {where}: {reason}. It is left as it is; repair it first."
         ) from error
     except (TOMLKitError, ValueError) as error:
         raise ConfigUnusable(f"{path} cannot be changed: {error}. It is left as it is.") from error

@@ -18,6 +18,7 @@ from typing import Final
 import agentmesh
 from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
 from agentmesh.control.tokens import JOIN_VARIABLE
+from agentmesh.core.errors import InvalidInput
 from agentmesh.core.paths import Home
 from agentmesh.launchers import files
 from agentmesh.launchers.api import Api, FoundApi, ModelWait, Say, base_url, release, running_api, start_api
@@ -60,6 +61,10 @@ class Session:
         self._home = home
         self._environ = environ
         self._say = say
+        if environ.get("HOME") == "":
+            raise InvalidInput(
+                "HOME is set to nothing: agents would look for their files in odd places. Set or unset it."
+            )
         self._user_home = user_home or Path.home()
         self._platform = platform
         self._key = _one_key(environ)

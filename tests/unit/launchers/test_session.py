@@ -72,6 +72,12 @@ def test_the_agent_runs_with_the_strongest_model_and_its_exit_code_is_ours(world
     assert world.said == ["Claude Code with big"]
 
 
+def test_an_empty_home_is_refused_instead_of_writing_into_the_root_of_the_file_system(world: World) -> None:
+    world.environ["HOME"] = ""
+    with pytest.raises(InvalidInput, match="HOME"):
+        world.session("pi")
+
+
 def test_variables_that_lead_elsewhere_are_taken_away(world: World, api: ModelApi) -> None:
     agent = FakeAgent(world.bin, "claude")
     world.environ |= {"CLAUDE_CODE_USE_VERTEX": "1", "KEPT": "yes"}
