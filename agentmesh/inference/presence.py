@@ -17,7 +17,6 @@ from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.logic.presence import NodeOffer, encode_offer
 from agentmesh.inference.logic.presence_timing import (
-    GOODBYE_LIFETIME_MS,
     RETRY_MS,
     due_ms,
     interval_ms,
@@ -83,9 +82,10 @@ class Publisher:
             return
         offer = self._make_offer()
         empty = NodeOffer(offer.version, offer.program, "", 0, ())
+        lifetime = lifetime_ms(self._node_count(), len(self._last_payload))
         try:
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-                await self._publish(NODE.name, SUBKEY, encode_offer(empty), GOODBYE_LIFETIME_MS)
+                await self._publish(NODE.name, SUBKEY, encode_offer(empty), lifetime)
         except (AgentMeshError, TimeoutError) as error:
             _log.info("the offer was not taken back: %s", error)
         self._last_payload = None
@@ -121,7 +121,7 @@ class Publisher:
         payload = encode_offer(offer)
         if payload == self._last_payload and not self._is_old():
             return
-        lifetime = lifetime_ms(self._node_count(), len(payload)) if is_something else GOODBYE_LIFETIME_MS
+        lifetime = lifetime_ms(self._node_count(), max(len(payload), len(self._last_payload or b"")))
         try:
             await self._publish(NODE.name, SUBKEY, payload, lifetime)
         except AgentMeshError as error:

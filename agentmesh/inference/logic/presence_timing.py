@@ -15,7 +15,8 @@ MAX_RECEIVED_BYTES_PER_S: Final = 1000  # from all nodes together, each record a
 LIFETIMES: Final = 3  # an offer outlives two lost renewals
 DEBOUNCE_MS: Final = 200  # a model's start changes several things at once
 MIN_SPACING_MS: Final = 2 * SECOND_MS  # between two changes told: a model that crashes again and again floods nobody
-GOODBYE_LIFETIME_MS: Final = MINUTE_MS
+# Whose clock is behind by more is taken for one whose word has expired; admission compares clocks, but not so closely.
+CLOCKS_APART_MS: Final = 5 * MINUTE_MS
 RETRY_MS: Final = 5 * SECOND_MS
 
 
@@ -26,8 +27,8 @@ def interval_ms(node_count: int, payload_bytes: int) -> int:
 
 
 def lifetime_ms(node_count: int, payload_bytes: int) -> int:
-    """How long an offer is good."""
-    return LIFETIMES * interval_ms(node_count, payload_bytes)
+    """How long an offer is good, and the goodbye that takes it back: one that ended sooner would let the offer come back."""
+    return LIFETIMES * interval_ms(node_count, payload_bytes) + CLOCKS_APART_MS
 
 
 def due_ms(now_ms: int, *, changed_ms: int | None, published_ms: int | None, every_ms: int) -> int:

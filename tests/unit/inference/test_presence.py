@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from agentmesh.core.errors import QuotaExceeded
 from agentmesh.core.units import MINUTE_MS, SECOND_MS
 from agentmesh.inference.logic.presence import NodeOffer, decode_offer
 from agentmesh.inference.logic.presence_timing import (
+    CLOCKS_APART_MS,
     DEBOUNCE_MS,
     MAX_INTERVAL_MS,
     MIN_INTERVAL_MS,
@@ -37,7 +39,7 @@ def test_presence_costs_a_node_at_most_a_kilobyte_a_second(nodes: int, payload: 
     assert MIN_INTERVAL_MS <= interval <= MAX_INTERVAL_MS
     if interval < MAX_INTERVAL_MS:
         assert nodes * payload * SECOND_MS <= 1000 * (interval + 1)
-    assert lifetime_ms(nodes, payload) == 3 * interval <= NODE.max_lifetime_ms
+    assert lifetime_ms(nodes, payload) == 3 * interval + CLOCKS_APART_MS <= NODE.max_lifetime_ms
 
 
 @given(now=st.integers(0, 10**9), changed=st.none() | st.integers(0, 10**9), published=st.integers(0, 10**9))
@@ -52,6 +54,9 @@ def test_a_change_is_told_after_a_moment_but_not_twice_at_once(now: int, changed
 
 def test_the_first_word_is_debounced() -> None:
     assert due_ms(50, changed_ms=10, published_ms=None, every_ms=MINUTE_MS) == 10 + DEBOUNCE_MS
+
+
+LIFETIME_MS = 3 * MINUTE_MS + CLOCKS_APART_MS
 
 
 class Mesh:
@@ -88,7 +93,7 @@ async def test_an_offer_is_told_once_until_it_changes_or_grows_old() -> None:
     await mesh.publisher.publish_now()
     mesh.publisher.changed()
     await mesh.publisher.publish_now()
-    assert [(len(offer.models), lifetime) for offer, lifetime in mesh.told] == [(1, 3 * MINUTE_MS)]
+    assert [(len(offer.models), lifetime) for offer, lifetime in mesh.told] == [(1, LIFETIME_MS)]
     mesh.now_ms += MINUTE_MS
     await mesh.publisher.publish_now()
     assert len(mesh.told) == 2
@@ -106,7 +111,7 @@ async def test_a_node_that_stops_serving_takes_its_offer_back_and_then_says_noth
     mesh.now_ms += 10 * MINUTE_MS
     await mesh.publisher.publish_now()
     await mesh.publisher.stop()
-    assert [(len(offer.models), lifetime) for offer, lifetime in mesh.told] == [(1, 3 * MINUTE_MS), (0, MINUTE_MS)]
+    assert [(len(offer.models), lifetime) for offer, lifetime in mesh.told] == [(1, LIFETIME_MS), (0, LIFETIME_MS)]
 
 
 async def test_a_node_that_ends_takes_its_offer_back() -> None:
@@ -149,3 +154,16 @@ async def test_changes_in_a_row_are_one_word_of_the_running_publisher() -> None:
         await told.wait()
     await publisher.stop()
     assert [len(offer.models) for offer, _ in mesh.told] == [1, 0]
+
+
+@pytest.mark.parametrize("behind_ms", [0, 2 * MINUTE_MS, 5 * MINUTE_MS])
+async def test_what_a_node_says_is_good_until_it_says_it_again_for_those_whose_clocks_are_minutes_ahead(
+    behind_ms: int,
+) -> None:
+    mesh = Mesh()
+    mesh.models = (ServedModel("a", ready=True),)
+    await mesh.publisher.publish_now()
+    await mesh.publisher.stop()
+    for _, lifetime in mesh.told:  # the offer, and the goodbye that must outlive it
+        assert lifetime - behind_ms > 2 * MIN_INTERVAL_MS
+    assert mesh.told[-1][1] >= mesh.told[0][1]
