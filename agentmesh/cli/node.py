@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POLICY_KEYS: Final = ("posts_per_minute", "posts_per_day", "author_posts_per_minute")
 MAX_ID_CHARS: Final = 128  # twice the longest id
 MAX_POLICY_VALUE: Final = 1_000_000_000
+MAX_TABLE_COLUMNS: Final = 2_000  # more than the longest names together
 MAX_SIZE_CHARS: Final = 12
 
 
@@ -154,11 +155,12 @@ def _show_status(report: Mapping[str, Any]) -> None:
     }
     for label, value in facts.items():
         click.echo(f"{label + ':':9} {safe_line(value)}")
-    _show_models(report)
+    show_models(report)
     _show_peers(cast("list[dict[str, Any]]", report["peers"]))
 
 
-def _show_models(report: Mapping[str, Any]) -> None:
+def show_models(report: Mapping[str, Any]) -> None:
+    """The models of a status report: a table, and below it why those are not ready that are not."""
     models = cast("list[dict[str, Any]]", report["models"])
     click.echo(f"{'models:':9} {len(models)}")
     if not models:
@@ -171,11 +173,13 @@ def _show_models(report: Mapping[str, Any]) -> None:
             f"{model['context_tokens']:,}" if model["context_tokens"] else "",
             model["slots"] or "",
             ", ".join(names.get(node) or node[:12] for node in model["nodes"]),
-            next(iter(model["reason"].splitlines()), ""),
         )
         for model in models
     ]
-    _show_table(("model", "state", "context", "slots", "on", ""), rows)
+    _show_table(("model", "state", "context", "slots", "on"), rows)
+    for model in models:
+        if model["reason"]:
+            click.echo(safe_line(f"{model['id']}: {next(iter(model['reason'].splitlines()), '')}"))
 
 
 def _show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -187,7 +191,8 @@ def _show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         table.add_column(title, no_wrap=True)
     for row in rows:
         table.add_row(*(_plain(cell) for cell in row))
-    Console(soft_wrap=True).print(table)
+    # A table that is wider than the terminal, or than the 80 columns that rich takes a pipe for, would lose its words.
+    Console(soft_wrap=True, width=MAX_TABLE_COLUMNS).print(table)
 
 
 def _show_peers(peers: list[dict[str, Any]]) -> None:
