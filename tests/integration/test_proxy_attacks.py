@@ -9,14 +9,17 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import uvloop
 
 from agentmesh.inference.logic.proxy_limits import REQUESTS_A_TURN, WRITE_HIGH_BYTES
+from agentmesh.inference.proxy.body import BodyBudget, BodySpool
 from agentmesh.inference.proxy.dialects import Answer
 from agentmesh.inference.proxy.parts import Outbox
+from agentmesh.inference.proxy.peer_call import PeerCall
 from agentmesh.inference.proxy.settings import ApiSettings
 from tests.fakes.proxy_world import SSE_HEAD, Call, World, answer, chunk, post, proxy_world, says, until
 
@@ -96,6 +99,7 @@ async def test_a_flood_of_pipelined_requests_leaves_turns_to_others(world: World
 # ------------------------------------------------------------------ disks
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 async def test_a_full_disk_refuses_the_body_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(**_: Any) -> io.BufferedRandom:
         return open("/dev/full", "w+b")
@@ -281,3 +285,27 @@ async def test_many_uploads_share_the_budget_and_give_it_back(tmp_path: Path) ->
         await world.settled()
         assert (await world.ask(sent)).status == 200
         await world.settled()
+
+
+# ------------------------------------------------------------------ bodies that end while they are sent
+
+
+@pytest.mark.parametrize("spill_bytes", [1_000, 10_000_000])
+async def test_a_body_that_is_closed_while_it_is_sent_to_a_peer_ends_the_sending(
+    tmp_path: Path, spill_bytes: int
+) -> None:
+    """As when the client leaves between two pieces: the loop must not go on for ever, nor end with a traceback."""
+    spool = BodySpool(BodyBudget(1_000_000), ApiSettings(spill_bytes=spill_bytes, spill_folder=tmp_path))
+    spool.add(b"x" * 600_000)
+    body = spool.finish()
+    written: list[int] = []
+
+    class LeavingStream:
+        async def write(self, data: bytes) -> None:
+            written.append(len(data))
+            body.close()
+
+    exchange = SimpleNamespace(request=SimpleNamespace(body=body))
+    await PeerCall._send_body(cast(Any, None), cast(Any, LeavingStream()), cast(Any, exchange))
+    assert 0 < sum(written) < 600_000
+    assert body.piece(0) == b""
