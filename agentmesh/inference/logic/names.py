@@ -12,6 +12,7 @@ from typing import Final
 
 MAX_SUGGESTIONS: Final = 3
 _TELLING_CHARS: Final = 5  # a shorter piece from the middle of a name is no name
+_PIECE_CHARS: Final = 3  # of a shorter one, finding it somewhere in a name says nothing
 _SIMILAR: Final = 0.6  # difflib's own default; a typo or two in a model's name
 
 
@@ -45,7 +46,7 @@ def find(wanted: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], bo
         if having:
             return having, False
         starting = [k for k, others in names.items() if any(target in plain(name) for name in (k, *others))]
-        if starting:
+        if starting and len(target) >= _PIECE_CHARS:
             return starting, len(starting) == 1 and len(target) >= _TELLING_CHARS
     by_plain = {plain(name): key for key, others in names.items() for name in (*others, key)}
     close = difflib.get_close_matches(target, list(by_plain), n=2 * MAX_SUGGESTIONS, cutoff=_SIMILAR)

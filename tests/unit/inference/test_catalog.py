@@ -85,6 +85,12 @@ def test_nonsense_is_no_model(typed: str) -> None:
     assert len(raised.value.message) < 400
 
 
+def test_a_letter_that_is_somewhere_in_a_name_is_no_hint_of_it() -> None:
+    with pytest.raises(UnknownModel) as raised:
+        look_up("x")
+    assert "Did you mean" not in raised.value.message
+
+
 def test_names_are_found_surely_only_when_one_is_meant() -> None:
     names = {"Alpha-7B": ("seven",), "Alpha-70B": (), "Beta-7B-Coder": ()}
     assert find("seven", names) == (["Alpha-7B"], True)
