@@ -321,8 +321,9 @@ class SplitMesh:
             return
         worker.servers.discard(job)
         host = self.members.get(job.host)
-        if host is not None and self.together(job.host, worker.facts.node) and host.replan.term == job.term:
-            self._at(20, lambda run=host.run: self._engine_ended(host, run, "its worker left"))
+        if host is not None and host.replan.term == job.term:
+            soon = self.together(job.host, worker.facts.node)
+            self._at(20 if soon else 15_000, lambda run=host.run: self._engine_ended(host, run, "its worker left"))
         self._fence(worker, ServerEnded(job))
 
     def _engine_ended(self, member: Member, run: int, reason: str) -> None:
