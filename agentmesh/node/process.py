@@ -168,7 +168,9 @@ def _announce(node: Node, home: Home, options: NodeOptions, pipe: ReadyPipe) -> 
     for note in node.notes:
         _say(sys.stderr, note)
     if not options.background:
-        _say(sys.stderr, f"models:  http://127.0.0.1:{node.api_port}/v1 (OpenAI and Anthropic API)")
+        key = ", with a key" if options.api_keys else ""
+        where = ", for other machines at this one's addresses" if options.listen_all else ""
+        _say(sys.stderr, f"models:  http://127.0.0.1:{node.api_port}/v1 (OpenAI and Anthropic API{key}{where})")
         _say(sys.stderr, f"console: http://127.0.0.1:{node.console_port}/ (its token is in {home.node_json})")
         _say(sys.stderr, f"other nodes: UDP port {node.bind_port}")
         if node.invite_token is not None:
