@@ -23,6 +23,7 @@ from agentmesh.inference.engine.health import ask_engine
 from agentmesh.inference.engine.log_tail import LOG_FILE_BYTES
 from agentmesh.inference.engine.process import EngineProcess, EngineStatus
 from agentmesh.inference.logic.lifecycle import LifecycleLimits, State
+from agentmesh.inference.logic.target import EngineAddress
 from tests.fakes.fake_engine import fake_engine
 
 WAIT_S = 20.0  # each takes well below a second on a free machine
@@ -138,7 +139,7 @@ async def test_an_engine_without_unix_sockets_listens_on_loopback_behind_a_key(e
     assert engine.address is not None
     assert engine.address.port is not None
     with_key = await ask_engine(engine.address, "/props")
-    without = await ask_engine(dataclasses.replace(engine.address, api_key=None), "/props")
+    without = await ask_engine(EngineAddress(port=engine.address.port), "/props")
     assert (with_key or b"").startswith(b"HTTP/1.1 200 ")
     assert (without or b"").startswith(b"HTTP/1.1 401 ")
     key = engine.address.api_key or "?"

@@ -36,7 +36,8 @@ def test_a_node_prints_its_invite_alone_on_stdout_and_its_ports_on_stderr(nodes:
     assert f"127.0.0.1:{status['console_port']}" in said
     assert str(status["bind_port"]) in said
     assert "amesh1." not in said
-    assert (status["name"], status["api_port"], status["peers"]) == ("ada", None, [])
+    assert (status["name"], status["api_port"], status["peers"]) == ("ada", node.api_port, [])
+    assert f"127.0.0.1:{node.api_port}/v1" in said
     assert node.stop() == 0
     assert len(node.output) == 1
 
