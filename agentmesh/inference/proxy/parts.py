@@ -120,9 +120,9 @@ class Outbox:
         for write, data in waiting:
             try:
                 write(data)
-            except (
-                RuntimeError
-            ) as error:  # uvloop's word for a connection that ended meanwhile; others must not lose theirs
+            except (RuntimeError, OSError) as error:
+                # The connection ended meanwhile: uvloop's word when it is written to, asyncio's when it is ended. Others
+                # must not lose what is theirs.
                 _log.debug("nothing could be written to a connection: %s", error)
 
 
