@@ -221,7 +221,7 @@ async def test_a_crash_after_ready_is_followed_by_a_new_start(engines: Engines, 
 
 
 async def test_crashes_in_a_row_end_in_failed(engines: Engines) -> None:
-    engine = engines.make("--crash-after", "0.05")
+    engine = engines.make("--crash-after", "0.5")
     await ready(engine)
     await eventually(lambda: engine.status.state is State.FAILED, "the last restart")
     assert engines.states.count(State.STARTING) == 1 + LIMITS.restarts
