@@ -186,3 +186,26 @@ def test_answers_without_a_length_end_with_their_connection(status: int) -> None
     read = parse_response_head(b"HTTP/1.1 %d X\r\n" % status)
     assert read.length == (0 if status == 304 else None)
     assert read.keep_alive is (status == 304)
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5),
+    st.sampled_from([b"%x", b"%X", b"0%x", b"%x;a=b", b"+%x", b"0x%x", b"%x ", b"%d"]),
+    st.binary(max_size=3),
+)
+def test_a_chunk_that_comes_alone_is_read_as_it_is_byte_by_byte(
+    contents: list[bytes], size_form: bytes, behind: bytes
+) -> None:
+    def read(pieces: list[bytes]) -> tuple[str, bool]:
+        framing = ChunkedFraming()
+        used = 0
+        try:
+            for piece in pieces:
+                used += framing.feed(piece)
+        except BadMessage:
+            return ("bad", False)
+        return (str(used), framing.at_boundary)
+
+    chunks = [size_form % len(content) + b"\r\n" + content + b"\r\n" for content in contents]
+    chunks[-1] += behind
+    assert read(chunks) == read([bytes([byte]) for chunk in chunks for byte in chunk])

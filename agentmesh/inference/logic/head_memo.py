@@ -19,11 +19,12 @@ _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d{1,%d})(?=\r\n)" % MAX_L
 class HeadMemo(Generic[T]):
     """What was made of the last head."""
 
-    __slots__ = ("_after", "_before", "_value")
+    __slots__ = ("_after", "_after_bytes", "_before", "_before_bytes", "_value")
 
     def __init__(self) -> None:
         self._before = b""
         self._after = b""
+        self._before_bytes = self._after_bytes = 0
         self._value: T | None = None
 
     def remember(self, head: bytes, value: T) -> None:
@@ -31,15 +32,15 @@ class HeadMemo(Generic[T]):
         match = _LENGTH.search(head)
         if match is not None and len(head) <= MAX_REMEMBERED_BYTES:
             self._before, self._after, self._value = head[: match.start(1)], head[match.end(1) :], value
+            self._before_bytes, self._after_bytes = len(self._before), len(self._after)
 
     def recall(self, data: bytes) -> tuple[T, int, int] | None:
         """If `data` begins with a head like the last: its value, its Content-Length, and where the head ends."""
-        before = self._before
-        if self._value is None or not data.startswith(before):
+        if self._value is None or not data.startswith(self._before):
             return None
-        start = len(before)
+        start = self._before_bytes
         end = data.find(b"\r\n", start, start + MAX_LENGTH_DIGITS + 2)
         digits = data[start:end]
         if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
             return None
-        return self._value, int(digits), end + len(self._after)
+        return self._value, int(digits), end + self._after_bytes

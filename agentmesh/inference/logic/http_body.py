@@ -88,8 +88,12 @@ class ChunkedFraming:
     def feed(self, data: bytes) -> int:
         """See Framing."""
         position, end = 0, len(data)
-        if not self._left and self.parts is None and not self._line and self._is_one_chunk(data):
-            return end
+        if not self._left and self.parts is None and not self._line and not self._in_trailer:
+            # Mostly it is one whole chunk and nothing else, as engines write each event. What is not written in the one
+            # usual way (lower-case digits, no extension) is left to the full reading. Saves 1 us a chunk.
+            size = end - data.find(b"\r\n", 0, _USUAL_LINE_BYTES) - 4
+            if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
+                return end
         while position < end and not self.done:
             left = self._left
             if left > 2:
@@ -109,16 +113,6 @@ class ChunkedFraming:
             elif position < end:
                 position = self._read_line(data, position)
         return position
-
-    def _is_one_chunk(self, data: bytes) -> bool:
-        """Whether it is one whole chunk and nothing else, as engines write each event. Exact: what is not written in the
-        one usual way (lower-case digits, no extension) is left to the full reading. Saves 1 us a chunk.
-        """
-        at = data.find(b"\r\n", 0, _USUAL_LINE_BYTES)
-        if at <= 0 or not data.endswith(b"\r\n"):
-            return False
-        size = len(data) - at - 4
-        return size > 0 and not self._in_trailer and data.startswith(b"%x\r\n" % size)
 
     def _pass_line_end(self, data: bytes, position: int) -> int:
         if data[position] != (0x0D if self._left == 2 else 0x0A):

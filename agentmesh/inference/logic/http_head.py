@@ -221,18 +221,14 @@ def target_request_head(
     path: str, headers: dict[bytes, bytes], length: int, *, engine_key: str | None = None, model: str | None = None
 ) -> bytes:
     """The head for an engine (with its own key) or a peer (with the served model's id, percent-encoded ASCII)."""
-    return end_request_head(target_request_fields(path, headers, engine_key=engine_key, model=model), length)
-
-
-def end_request_head(fields: bytes, length: int) -> bytes:
-    """A whole head: what `target_request_fields` gave, for a body of this length."""
+    fields = target_request_fields(path, headers, engine_key=engine_key, model=model)
     return b"%bContent-Length: %d\r\n\r\n" % (fields, length)
 
 
 def target_request_fields(
     path: str, headers: dict[bytes, bytes], *, engine_key: str | None = None, model: str | None = None
 ) -> bytes:
-    """The part of the head that is the same for all such requests, whatever the length of their bodies."""
+    """The part of the head that is the same for all such requests, whatever the length of their bodies, which is to follow."""
     lines = [b"POST ", path.encode("ascii"), b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"]
     for name in PASSED_ON:
         if name in headers:

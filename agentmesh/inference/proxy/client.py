@@ -32,6 +32,7 @@ from agentmesh.inference.logic.proxy_limits import (
     REQUESTS_A_TURN,
     WRITE_HIGH_BYTES,
 )
+from agentmesh.inference.proxy import phase
 from agentmesh.inference.proxy.body import Body, BodySpool, MemoryBody
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.exchange import Exchange, Request
@@ -47,7 +48,7 @@ class ClientConnection(asyncio.Protocol):
     """See the module."""
 
     def __init__(self, server: ApiServer) -> None:
-        self.phase = Phase.IDLE
+        self.phase: Phase = phase.IDLE
         self.minor = 1
         self._server = server
         self._parts = server.parts
@@ -79,10 +80,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, or of several."""
-        if self.phase is Phase.LINGERING:
+        if self.phase is phase.LINGERING:
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if self.phase is Phase.ANSWERING or self._write_paused:
+        if self.phase is phase.ANSWERING or self._write_paused:
             self._hold_reading()
         else:
             self._advance()
@@ -90,7 +91,7 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more. It may still read: the answer under way is finished, see docs/proxy.md."""
         self._half_closed = True
-        if self.phase is Phase.ANSWERING:
+        if self.phase is phase.ANSWERING:
             self._probe()
             return True
         return bool(self._buffer) and (self._write_paused or self._is_resting)
@@ -103,7 +104,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.cancel()
         self._buffer = b""
-        self.phase = Phase.LINGERING
+        self.phase = phase.LINGERING
 
     def pause_writing(self) -> None:
         """The client does not keep up."""
@@ -118,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
         self._stall.begin(0, math.inf)
         if self._exchange is not None:
             self._exchange.sink_resumed()
-        elif self.phase is not Phase.LINGERING:
+        elif self.phase is not phase.LINGERING:
             self._advance()
 
     # ------------------------------------------------------------------ what the server asks
@@ -126,19 +127,19 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now_s: float) -> None:
         """Notice what takes too long."""
         waiting = self._transport.get_write_buffer_size()
-        if self._write_paused or (waiting and (self.phase is Phase.LINGERING or self._transport.is_closing())):
+        if self._write_paused or (waiting and (self.phase is phase.LINGERING or self._transport.is_closing())):
             if self._stall.is_stalled(waiting, now_s, self._settings.write_stall_s):
                 self._transport.abort()
         elif now_s <= self._deadline_s:
             return
-        elif self.phase in (Phase.HEAD, Phase.BODY):
+        elif self.phase in (phase.HEAD, phase.BODY):
             self._refuse_and_close(408, "request_timeout", "The request did not come in time.")
-        elif self.phase is not Phase.ANSWERING:
+        elif self.phase is not phase.ANSWERING:
             self._transport.close()
 
     def drain(self) -> None:
         """No further request is taken."""
-        if self.phase in (Phase.IDLE, Phase.HEAD):
+        if self.phase in (phase.IDLE, phase.HEAD):
             self._transport.close()
 
     def abort(self) -> None:
@@ -158,15 +159,15 @@ class ClientConnection(asyncio.Protocol):
                     self._rest()
                     return
                 left -= 1
-                if self.phase is Phase.BODY:
+                if self.phase is phase.BODY:
                     self._take_body()
-                elif self.phase not in (Phase.IDLE, Phase.HEAD) or not self._take_head():
+                elif self.phase not in (phase.IDLE, phase.HEAD) or not self._take_head():
                     break
         finally:
             self._advancing = False
-        if self.phase is Phase.ANSWERING or self._write_paused:
+        if self.phase is phase.ANSWERING or self._write_paused:
             return
-        if self._half_closed and self.phase is not Phase.LINGERING:
+        if self._half_closed and self.phase is not phase.LINGERING:
             self._outbox.then(self._transport.close)
         else:
             self._read_on()
@@ -182,8 +183,7 @@ class ClientConnection(asyncio.Protocol):
         data = self._buffer
         if (known := self._memo.recall(data)) is not None and known[1] <= self._settings.max_body_bytes:
             (head, admitted), length, end = known
-            self._buffer = data[end:]
-            self._head = head = replace_length(head, length)
+            self._buffer, self._head = data[end:], (head := replace_length(head, length))
             self.minor = head.minor
             self._deadline_s = math.inf
             self._begin_body(head, admitted)
@@ -196,8 +196,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_and_close(431, "headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES:,} bytes.")
             return False
         if end < 0:
-            if self.phase is Phase.IDLE:
-                self.phase = Phase.HEAD
+            if self.phase is phase.IDLE:
+                self.phase = phase.HEAD
                 self._deadline_s = self._parts.now() + self._settings.header_timeout_s
             return False
         try:
@@ -237,7 +237,7 @@ class ClientConnection(asyncio.Protocol):
             self._outbox.write(self._transport.write, CONTINUE)
         self._framing = ChunkedFraming([]) if length is None else LengthFraming(length, [])
         self._spool = BodySpool(self._parts.budget, self._settings)
-        self.phase = Phase.BODY
+        self.phase = phase.BODY
         now_s = self._parts.now()
         self._body_deadline_s = now_s + self._settings.body_total_s
         self._deadline_s = now_s + self._settings.body_idle_s
@@ -262,7 +262,7 @@ class ClientConnection(asyncio.Protocol):
             self._deadline_s = min(self._parts.now() + self._settings.body_idle_s, self._body_deadline_s)
             return
         self._spool = None
-        self.phase = Phase.IDLE
+        self.phase = phase.IDLE
         self._ask(head, body)
 
     def _ask(self, head: RequestHead, body: Body) -> None:
@@ -275,7 +275,7 @@ class ClientConnection(asyncio.Protocol):
             self._answer_now(error_answer(head.path, 400, error.code, error.message), skip_body=False)
             return
         wanted = Wanted(asked.model, endpoint, asked.needs, body.size, self._admitted.caller)
-        self.phase = Phase.ANSWERING
+        self.phase = phase.ANSWERING
         self._deadline_s = math.inf
         self._exchange = Exchange(self._parts, Request(endpoint, head.headers, body, wanted), self)
         self._exchange.start()
@@ -316,7 +316,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse_and_close(self, status: int, code: str, message: str) -> None:
         """For what leaves unclear where the next request would begin."""
         self._drop_spool()
-        path = self._head.path if self._head is not None and self.phase is Phase.BODY else "/"
+        path = self._head.path if self._head is not None and self.phase is phase.BODY else "/"
         self._head = None
         self._buffer = b""
         self._send(error_answer(path, status, code, message, 1 if status == 503 else None), b"", keep=False)
@@ -354,15 +354,15 @@ class ClientConnection(asyncio.Protocol):
         self._head = None
         now_s = self._parts.now()
         if keep:
-            self.phase = Phase.IDLE
+            self.phase = phase.IDLE
             self._deadline_s = now_s + self._settings.keep_alive_s
             if self._buffer or self._half_closed or self._read_paused:
                 self._advance()
         elif self._half_closed:
-            self.phase = Phase.LINGERING
+            self.phase = phase.LINGERING
             self._outbox.then(self._transport.close)
         else:  # closing at once would reset the connection and lose the answer, if the client is still sending
-            self.phase = Phase.LINGERING
+            self.phase = phase.LINGERING
             self._buffer = b""
             self._deadline_s = now_s + self._settings.linger_s
             self._stall.begin(0, math.inf)

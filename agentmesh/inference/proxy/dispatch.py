@@ -188,8 +188,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ what leases tell
 
     def _reached(self, lease: HeldLease) -> None:
-        if lease.place.breaker.is_open:
-            lease.place.breaker.reached(lease.ticket, self._now_s())
+        lease.place.breaker.reached(lease.ticket, self._now_s())
 
     def _released(self, lease: HeldLease, outcome: Outcome, retry_after_s: float | None) -> None:
         place, now_s = lease.place, self._now_s()

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from agentmesh.inference.logic.head_memo import MAX_REMEMBERED_BYTES
-from agentmesh.inference.logic.http_head import PASSED_ON, end_request_head, target_request_fields
+from agentmesh.inference.logic.http_head import PASSED_ON, target_request_fields
 from agentmesh.inference.logic.proxy_limits import MAX_IDLE_ENGINE_CONNECTIONS, MAX_KNOWN_HEADS
 from agentmesh.inference.logic.target import EngineAddress, Target
 from agentmesh.inference.proxy.body import Body
@@ -222,7 +222,7 @@ class EnginePool:
                 self._heads.clear()
             if len(fields) <= MAX_REMEMBERED_BYTES:
                 self._heads[key] = fields
-        return end_request_head(fields, request.body.size)
+        return b"%bContent-Length: %d\r\n\r\n" % (fields, request.body.size)
 
     def put(self, connection: EngineConnection) -> None:
         """Keep it for the next request."""

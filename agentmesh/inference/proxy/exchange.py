@@ -35,6 +35,7 @@ OK: Final = 200
 CLIENT_LEFT: Final = 499  # nginx's number for it; nobody receives it
 MAX_INTERIM: Final = 16  # 1xx answers before the real one
 REDIRECTIONS: Final = range(300, 400)  # no engine sends them; whoever followed one could be led anywhere by a peer
+_NO_FRAMING: Final = EndFraming()
 NOT_SUPPORTED: Final = 501  # the engine's answer to what the model cannot do: as final as a 4xx
 
 
@@ -78,7 +79,7 @@ class Exchange:
         self._last_failure = ""
         self._buffer = b""  # the head of an answer, as far as it came
         self._head: ResponseHead | None = None  # once the answer began
-        self._framing: Framing = EndFraming()
+        self._framing: Framing = _NO_FRAMING
         self._rechunk = False
         self._keep = True
         self._paused = False
@@ -238,10 +239,9 @@ class Exchange:
             self._write_content(framing.parts)
         else:
             self._sink.write(data if used == len(data) else data[:used])
+        self._has_moved = True
         if framing.done:
             self._complete(reusable=used == len(data))
-        else:
-            self._has_moved = True
 
     def upstream_lost(self, upstream: Upstream, reason: str, *, clean: bool) -> None:
         """Its end, before the answer was whole."""

@@ -39,7 +39,8 @@ class HeldLease:
         """The answer began, with a status below 500."""
         if not self._is_reached and not self._is_over:
             self._is_reached = True
-            self._reached(self)
+            if self.place.breaker.is_open:  # to any other it is no news
+                self._reached(self)
 
     def release(self, outcome: Outcome, *, retry_after_s: float | None = None) -> None:
         """Give the place back. A second release does nothing."""

@@ -35,10 +35,6 @@ class _Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
     def cumulative(self) -> list[tuple[str, float]]:
         """As prometheus-client wants them: (upper bound, how many up to it)."""
         so_far, out = 0, list[tuple[str, float]]()
@@ -98,13 +94,17 @@ class Metrics:
 
     def first_byte(self, model: str, route: str, seconds: float) -> None:
         """Its answer began, so long after the request was whole."""
-        (self._series.get((model, route)) or self._new(model, route)).ttft.observe(seconds)
+        ttft = (self._series.get((model, route)) or self._new(model, route)).ttft
+        ttft.counts[bisect_left(TTFT_BUCKETS_S, seconds)] += 1
+        ttft.total += seconds
 
     def request_ended(self, model: str, route: str, status: int, seconds: float) -> None:
         """It ended, with the status that the client saw (499 when the client left). Exactly once for each that began."""
         series = self._series.get((model, route)) or self._new(model, route)
         series.ended[status // 100 if 100 <= status < 600 else 0] += 1
-        series.duration.observe(seconds)
+        duration = series.duration
+        duration.counts[bisect_left(DURATION_BUCKETS_S, seconds)] += 1
+        duration.total += seconds
 
     def routed(self, route: str) -> None:
         """A decision: `local`, `peer`, or `queued` for one that had to wait first."""

@@ -40,3 +40,11 @@ class StallWatch:
         if waiting < self._waiting or math.isinf(self._until_s):
             self.begin(waiting, now_s + allowed_s)
         return now_s > self._until_s
+
+
+# An enum's member costs 65 ns to look up in its class, a global 5; a request needs ten of them.
+IDLE: Final = Phase.IDLE
+HEAD: Final = Phase.HEAD
+BODY: Final = Phase.BODY
+ANSWERING: Final = Phase.ANSWERING
+LINGERING: Final = Phase.LINGERING

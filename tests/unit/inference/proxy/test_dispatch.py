@@ -264,3 +264,49 @@ async def test_a_host_that_was_only_busy_is_asked_again_once_it_was_started_anew
     await world.offer(1, model(ready=False))
     await world.offer(1, model(ready=True))
     assert take(world, avoid=frozenset((lease.target.key,))).target == lease.target
+
+
+# ---------------------------------------------------------------------- what is remembered of a lone host
+
+
+async def test_a_lone_host_shares_the_load_as_soon_as_a_peer_offers_the_model_too() -> None:
+    world = World(own(model(slots=2)))
+    for _ in range(2):
+        assert take(world).target.node == ME
+    await world.offer(1, model(slots=2))
+    assert take(world).target.node == peer(1)
+
+
+def test_a_lone_host_that_is_no_longer_ready_or_was_started_anew_is_not_asked_from_memory() -> None:
+    world = World(own())
+    for _ in range(2):
+        take(world).release(Outcome.ANSWERED)
+    world.directory.set_own([own(model(ready=False))])
+    assert refusal(world, want()).error_code == "model_loading"
+    world.directory.set_own([own(model(slots=1))])
+    world.dispatcher.try_acquire(want())
+    assert len(fill(world)) < 10  # as many as the new one takes
+    world.directory.set_own([])
+    assert refusal(world, want()).status == 404
+
+
+def test_a_lone_host_that_fails_or_is_busy_is_left_alone_all_the_same() -> None:
+    world = World(own())
+    take(world).release(Outcome.ANSWERED)
+    take(world).release(Outcome.BUSY)
+    assert world.dispatcher.try_acquire(want()) is None
+    world.time.advance(BUSY_MAX_S)
+    take(world).release(Outcome.UNREACHABLE)
+    assert refusal(world, want()).error_code == "hosts_failing"
+
+
+async def test_nobody_overtakes_those_who_wait_for_a_lone_host() -> None:
+    world = World(own())
+    take(world).release(Outcome.ANSWERED)
+    leases = fill(world)
+    waiting = await ask(world)
+    leases[0].release(Outcome.ANSWERED)
+    assert world.dispatcher.try_acquire(want()) is None
+    await settle()
+    assert waiting.done()
+    waiting.result().release(Outcome.ANSWERED)
