@@ -38,7 +38,8 @@ def assert_converged(mesh: SplitMesh) -> None:
         facts = tuple(msgspec.structs.replace(m.facts, claim=None, seen_term=0) for m in part)
         possible = isinstance(mesh.rules.plan(facts), Solo | Split)
         running = [m for m in part if m.running is not None]
-        assert len(running) == int(possible), [(m.facts.name, m.replan.state) for m in part]
+        # What runs may go on with less than the headroom, with which it would not be begun: seed 2210.
+        assert int(possible) <= len(running) <= 1, [(m.facts.name, m.replan.state) for m in part]
         for host in running:
             plan = host.running
             assert plan is not None

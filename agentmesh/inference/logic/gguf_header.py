@@ -27,6 +27,9 @@ MAX_TENSOR_NAME_BYTES: Final = 63  # GGML_MAX_NAME less its NUL
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS: Final = 1 << 50
 MAX_ALIGNMENT: Final = 1 << 20
+TAIL_ITEMS: Final = (
+    128  # so much may two vocabularies differ in length for speculative decoding (common/speculative.cpp)
+)
 _CHUNK_BYTES: Final = 1024 * 1024
 
 MetaValue: TypeAlias = int | float | bool | str
@@ -93,11 +96,16 @@ class BadHeader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ArrayFacts:
-    """An array: its length, the SHA-256 of its strings (each after its length), and its numbers when there are few."""
+    """An array: its length, the SHA-256 of its strings (each after its length), and its numbers when there are few.
+
+    `tails`: the digest's first 16 bytes after each of the last TAIL_ITEMS + 1 lengths, the whole one last: whether a list of
+    strings begins with another can be told without either.
+    """
 
     count: int
     digest: str | None
     values: tuple[MetaValue, ...] | None
+    tails: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +260,8 @@ def _array(cursor: _Cursor) -> ArrayFacts:
     type_number, count = cursor.u32(), cursor.u64()
     cursor.count_items(count)
     if type_number == _STRING:
-        return ArrayFacts(count, _hash_strings(cursor, count), None)
+        tails = _hash_strings(cursor, count)
+        return ArrayFacts(count, tails[-1].hex(), None, tuple(tail[:16] for tail in tails))
     if type_number not in _SCALARS:  # arrays of arrays are in the format, but in no model
         raise BadHeader(f"an array has entries of type {type_number}")
     form, width = _SCALARS[type_number]
@@ -262,12 +271,16 @@ def _array(cursor: _Cursor) -> ArrayFacts:
     return ArrayFacts(count, None, struct.unpack(f"<{count}{form[1]}", cursor.take(count * width)))
 
 
-def _hash_strings(cursor: _Cursor, count: int) -> str:
+def _hash_strings(cursor: _Cursor, count: int) -> list[bytes]:
+    """The digests after each of the last lengths, at least the whole one's."""
     digest = hashlib.sha256()
-    for _ in range(count):
+    tails: list[bytes] = []
+    for number in range(count):
+        if count - number <= TAIL_ITEMS:
+            tails.append(digest.digest())
         text = cursor.raw_string(MAX_STRING_BYTES, "a text")
         digest.update(len(text).to_bytes(8, "little") + text)
-    return digest.hexdigest()
+    return [*tails, digest.digest()]
 
 
 def _tensor(cursor: _Cursor, alignment: int) -> Tensor:
