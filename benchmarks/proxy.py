@@ -3,7 +3,8 @@
     python benchmarks/proxy.py [--seconds 4] [--repeat 3] [--streams 256] [--without nginx] [--litellm]
 
 The proxy under test is pinned to one core; the load generator and the backend share another. `ours` is the whole data path
-with routing, queues and metrics; nginx has one worker and a pool of kept-alive connections to the backend. Every figure is
+with routing, queues and metrics; nginx has one worker and a pool of kept-alive connections to the backend; the bare relay
+(proxy_relay.py) is the least that a proxy in this language costs: the same reads and writes, and nothing else. Every figure is
 the middle one of `--repeat` rounds, in which the candidates take turns. On two cores load and backend are often the limit, so
 beside requests/s stands what one request costs the proxy in CPU time (from the process's own counters): requests a CPU
 second is what one core could do. `--litellm` adds LiteLLM's proxy with one worker, which it installs first (litellm_proxy.py).
@@ -105,6 +106,12 @@ def ours(path: Path) -> Iterator[Running]:
 
 
 @contextmanager
+def bare_relay(path: Path) -> Iterator[Running]:
+    with child([sys.executable, str(ROOT / "benchmarks/proxy_relay.py"), "--socket", str(path)], 0) as process:
+        yield Running(port_of(process), psutil.Process(process.pid))
+
+
+@contextmanager
 def nginx(path: Path) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -147,7 +154,7 @@ def litellm(backend_port: int) -> Iterator[Running]:
 
 def candidates(without: set[str]) -> dict[str, Callable[[Path], object]]:
     """What is compared, by name; each yields a Running while it listens. Add others here."""
-    known: dict[str, Callable[[Path], object]] = {"nginx": nginx, "ours": ours}
+    known: dict[str, Callable[[Path], object]] = {"nginx": nginx, "bare relay": bare_relay, "ours": ours}
     return {name: start for name, start in known.items() if name not in without}
 
 
