@@ -38,7 +38,7 @@ from agentmesh.mesh.transport import Stream
 _log = logging.getLogger(__name__)
 
 MAX_HINTS: Final = 4_096  # serving nodes whose address is remembered, the newest ones; some 300 bytes each
-ANSWER_S: Final = 1.0  # the far side acknowledges within a round trip and its 25 ms of delay
+ANSWER_S: Final = 0.7  # the far side acknowledges within a round trip and its 25 ms of delay
 LINK_S: Final = 1.0  # for a link that was just admitted to be taken into use
 _LOOK_S: Final = 0.005
 
