@@ -55,7 +55,8 @@ class ModelWork:
 
         if imatrix is not None:
             return from_imatrix(imatrix, self.model)
-        return RememberedCounts.of_home(self.home).recall(self.source, self.model) or UNRANKED
+        remembered = RememberedCounts.of_home(self.home)
+        return (remembered.recall(self.source, self.model) if remembered.any() else None) or UNRANKED
 
     def counts(self, imatrix: Path | None, bin_dir: Path | None, *, again: bool = False) -> ExpertCounts:
         """The same, and measured now when it must be and an engine can."""

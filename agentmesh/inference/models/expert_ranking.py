@@ -61,6 +61,10 @@ class RememberedCounts:
     def of_home(cls, home: Home) -> RememberedCounts:
         return cls(home.root / "shards" / "rankings")
 
+    def any(self) -> bool:
+        """Whether anything is remembered: else nobody need read a model of 40 GB to know its content."""
+        return next(self._folder.glob("*.json"), None) is not None
+
     def recall(self, source: str, model: SplitModel) -> ExpertCounts | None:
         """What is known of the model whose content has this hash."""
         try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -158,9 +160,11 @@ def write_shard(
         NoSpace, StorageError: the disk does not take it. ModelFileUnusable, HubError: the model cannot be read. Nothing is left of it.
     """
     make_room(target.parent, layout.size_bytes, free_bytes)
+    clear_partials(target)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with partial.open("xb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # whoever finds it without a lock knows that its writer is dead
             digest = _copy(layout, parts, handle, progress)
             check()
             handle.flush()
@@ -181,6 +185,14 @@ def shard_digest(layout: ShardLayout, parts: Parts) -> str:
     for data in _stream(layout, parts):
         digest.update(data)
     return digest.hexdigest()
+
+
+def clear_partials(target: Path) -> None:
+    """Remove what killed writers of this file left; what somebody is writing stays."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(OSError), path.open("rb") as handle:  # locked: BlockingIOError, and it stays
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def make_room(folder: Path, size_bytes: int, free_bytes: FreeBytes) -> None:

@@ -110,7 +110,7 @@ class ShardStore:
         progress: ShardProgress = lambda _done, _whole: None,
         free_bytes: FreeBytes = lambda path: shutil.disk_usage(path).free,
     ) -> ShardRecord:
-        """The shard, written unless it is there. What an interrupted run left of it is removed first.
+        """The shard, written unless it is there.
 
         Raises:
             NoSpace, StorageError: the disk does not take it, or another process is writing it for an hour.
@@ -124,7 +124,6 @@ class ShardStore:
                 known = self.find(key)
                 if known is not None:
                     return known
-                _clear_partials(place)
                 target = place / f"{model_id(model.files[0].name)}.gguf"
                 check: Callable[[], None] = parts.check_unchanged
                 done = write_shard(layout, parts, target, check=check, progress=progress, free_bytes=free_bytes)
@@ -188,10 +187,3 @@ def _record_of(key: str, source: str, model: SplitModel, kept: Kept, done: Shard
         layers=experts.layers,
         kept=kept,
     )
-
-
-def _clear_partials(folder: Path) -> None:
-    """Remove what a killed run left. The lock is held, so nobody writes it."""
-    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            path.unlink()

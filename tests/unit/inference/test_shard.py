@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.models.shard import (
     LocalParts,
     SplitModel,
+    clear_partials,
     layout_of,
     read_expert_model,
     shard_digest,
     write_shard,
 )
-from agentmesh.inference.models.shard_store import ShardStore, shard_key, source_digest
+from agentmesh.inference.models.shard_store import ShardStore, source_digest
 from tests.fakes.expert_gguf import ExpertShape, write_expert_gguf
 
 HALF = ((0, 2, 5, 7), (1, 2, 3, 4))
@@ -167,6 +170,41 @@ def test_a_model_that_shrinks_meanwhile_gives_no_shard(model: SplitModel, tmp_pa
     assert left_in(tmp_path / "out") == []
 
 
+WRITER = """
+import sys, time
+from pathlib import Path
+from agentmesh.inference.models.shard import LocalParts, layout_of, read_expert_model, write_shard
+
+def progress(done, whole):
+    if done > whole // 2:
+        print("half", flush=True)
+        time.sleep(60)
+
+model = read_expert_model(Path(sys.argv[1]))
+with LocalParts.open(model.files) as parts:
+    layout = layout_of(model.headers, model.experts, parts, ((0, 1, 2, 3),) * 2, "s")
+    write_shard(layout, parts, Path(sys.argv[2]), progress=progress)
+"""
+
+
+def test_a_killed_writer_gives_no_shard_and_the_next_one_removes_its_rest(model: SplitModel, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "half.gguf"
+    command = [sys.executable, "-c", WRITER, str(model.files[0]), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"half\n"
+            (partial,) = left_in(target.parent)
+            assert partial.startswith(".half.gguf.")
+            clear_partials(target)
+            assert left_in(target.parent) == [partial], "its writer lives"
+        finally:
+            writer.kill()
+    assert left_in(target.parent) == [partial]
+    written(model, target)
+    assert left_in(target.parent) == ["half.gguf"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(model: SplitModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be used"):
@@ -214,14 +252,6 @@ def test_a_stored_shard_that_is_damaged_is_made_again(model: SplitModel, store: 
     assert store.find(first.key) is None
     assert store.make(model, "s", HALF) == first
     assert path.read_bytes() == good
-
-
-def test_what_a_killed_run_left_is_removed_by_the_next(model: SplitModel, store: ShardStore) -> None:
-    place = store.folder / shard_key("s", HALF)
-    place.mkdir(parents=True)
-    (place / ".experts.gguf.1234abcd.incomplete").write_bytes(b"half of it")
-    store.make(model, "s", HALF)
-    assert left_in(place) == ["experts.gguf", "shard.json"]
 
 
 def test_a_record_cannot_name_a_file_elsewhere(model: SplitModel, store: ShardStore) -> None:
