@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from agentmesh.core.errors import Unreachable
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.rpc.exit import RpcExits
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
-from tests.fakes.mesh_nodes import TestNode, eventually
+from tests.fakes.mesh_nodes import TestNode
 from tests.fakes.tiny_gguf import TinyModel
 
 # 232 MB: twelve tensors of 16 MiB, whose hash is asked for, and small ones, which come as they are.
@@ -66,18 +67,31 @@ class Carried:
 
 
 @asynccontextmanager
-async def two_members(root: Path) -> AsyncIterator[tuple[TestNode, TestNode, RpcExits]]:
+async def two_members(root: Path, *, fast_path: bool = True) -> AsyncIterator[tuple[TestNode, TestNode, RpcExits]]:
     """A host, a worker, and the worker's exits."""
-    host = await TestNode(root, "host", fast_path=True).found().start()
-    worker = await (await TestNode(root, "worker", fast_path=True).join(await host.token())).start()
+    host = await TestNode(root, "host", fast_path=fast_path).found().start()
+    worker = await (await TestNode(root, "worker", fast_path=fast_path).join(await host.token())).start()
     exits = RpcExits()
     worker.mesh.serve(StreamKind.RPC, exits.serve)
     try:
-        await eventually(lambda: len(host.mesh.peers()) == 1)
+        await _reach(host, worker.key.public)
         yield host, worker, exits
     finally:
         await worker.mesh.stop()
         await host.mesh.stop()
+
+
+async def _reach(host: TestNode, peer: bytes) -> None:
+    """Until streams to the peer can be opened: it is known a moment before it is connected."""
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            (await host.mesh.open_stream(peer, StreamKind.RPC)).abort()
+        except Unreachable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 def free_port() -> int:
@@ -112,7 +126,8 @@ class Program:
 def rpc_server(engine: Engine, folder: Path, name: str = "rpc") -> tuple[Program, int]:
     assert engine.rpc_server is not None
     port = free_port()
-    command = [str(engine.rpc_server), "-H", "127.0.0.1", "-p", str(port), "-t", "2"]
+    # One thread: ggml's threads spin, and on a busy machine two take ten times as long as one.
+    command = [str(engine.rpc_server), "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
     return Program(command, folder / f"{name}.log"), port
 
 
@@ -131,7 +146,7 @@ class Server:
             [
                 *engine.command,
                 *("--model", str(model), "--host", "127.0.0.1", "--port", str(self.port), "--ctx-size", "512"),
-                *("--parallel", "1", "-fit", "off", "--load-mode", "none", "-t", "2", "--no-webui", *arguments),
+                *("--parallel", "1", "-fit", "off", "--load-mode", "none", "-t", "1", "--no-webui", *arguments),
             ],
             folder / f"{name}.log",
         )

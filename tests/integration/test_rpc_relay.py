@@ -16,10 +16,13 @@ from agentmesh.inference.logic.rpc_wire import Command, build_request, build_ten
 from agentmesh.inference.rpc import gateway as gateway_module
 from agentmesh.inference.rpc.duplex import read_frame
 from agentmesh.inference.rpc.errors import WorkerLost, WorkerRefused
+from agentmesh.inference.rpc.exit import RpcJob
+from agentmesh.inference.rpc.gateway import RpcGateway
 from agentmesh.inference.rpc.weights import WeightHashes
-from tests.fakes.fake_rpc_server import BASE, FREE, FakeRpcServer, activation
+from tests.fakes.fake_rpc_server import BASE, FREE, FakeClient, FakeRpcServer, activation
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.relay_world import JOB, RelayWorld, relay_worlds, tensors, wire_tensor
+from tests.fakes.rpc_world import Carried, two_members
 from tests.fakes.tiny_gguf import LLAMA
 
 BIG = 1 << 30
@@ -409,7 +412,8 @@ async def test_a_job_that_is_taken_away_cuts_its_host_off(world: RelayWorld) -> 
     client = await world.client(port)
     await client.hello()
     await client.alloc(1)
-    world.exits.remove(JOB)
+    await asyncio.wait_for(world.exits.remove(JOB), 5)
+    assert world.ends != [None] and len(world.ends) == 1  # nothing uses its files any more
     assert await client.at_end()
     await eventually(lambda: server.open_now == 0)
 
@@ -462,6 +466,49 @@ async def test_a_worker_can_be_asked_before_anything_connects(world: RelayWorld)
     client = await world.client(port)
     assert await client.ask(Command.HELLO, bytes(24))
     assert world.carried.streams == 1
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_a_job_on_a_real_mesh_is_used_and_taken_away(tmp_path: Path, fast_path: bool) -> None:
+    async with two_members(tmp_path, fast_path=fast_path) as (host, worker, exits):
+        server, ends, carried = await FakeRpcServer().start(), [], Carried()
+        allowed = host.key.public
+        exits.add(RpcJob(JOB, server.port, lambda peer: peer == allowed, on_end=ends.append))
+        opener = carried.opener(host, worker.key.public)
+        gateway = RpcGateway(opener, job=JOB, worker="worker", weights=None, hashes=WeightHashes())
+        client = await FakeClient.connect(await gateway.listen())
+        await client.hello()
+        await client.alloc(1 << 20)
+        data = random.Random(3).randbytes(1 << 20)
+        await client.set_tensor(activation(1 << 20), data)
+        assert await client.get_tensor(activation(1 << 20), 1 << 20) == data
+        await asyncio.wait_for(exits.remove(JOB), 5)
+        assert len(ends) == 1
+        assert await client.at_end()
+        client.close()
+        await gateway.close()
+        await server.stop()
+
+
+def test_the_relay_works_on_the_loop_that_nodes_run_on(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def relay() -> None:
+        async with relay_worlds(tmp_path) as world:
+            server = await world.server()
+            _, port, held = await same_files(world, server)
+            client = await world.client(port)
+            await client.hello()
+            await client.alloc(BIG)
+            for number, (tensor, data) in enumerate(held.values()):
+                await client.set_tensor(wire_tensor(tensor, data=BASE + number), data)
+            await client.get_tensor(activation(1), 1)
+            assert [server.memory[BASE + number] for number in range(len(held))] == [data for _, data in held.values()]
+            client.close()
+            await eventually(lambda: world.ends == [None])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(relay())
 
 
 # ------------------------------------------------------------------ other versions, and nonsense

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from agentmesh.inference.logic.rpc_stream import RelayCommand
@@ -43,6 +44,7 @@ class RelayCounters:
         self._clock = clock
         self._by_command: dict[int, CommandCount] = {}
         self._waiting_since_s: float | None = None
+        self._writing_since_s: float | None = None
         self.blind_bytes = 0
         self.referenced_bytes = 0
         self.streams = 0
@@ -75,13 +77,23 @@ class RelayCounters:
 
     @property
     def overdue_s(self) -> float:
-        """How long the far side has let a reply wait without sending anything; 0: none is awaited."""
-        return 0.0 if self._waiting_since_s is None else self._clock() - self._waiting_since_s
+        """How long the far side has let a reply wait without sending anything, or not taken a request; 0: neither."""
+        since_s = [each for each in (self._waiting_since_s, self._writing_since_s) if each is not None]
+        return self._clock() - min(since_s) if since_s else 0.0
 
     def asked(self) -> None:
         """A reply is awaited now."""
         if self._waiting_since_s is None:
             self._waiting_since_s = self._clock()
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """While a request is on its way to the far side."""
+        self._writing_since_s = self._clock()
+        try:
+            yield
+        finally:
+            self._writing_since_s = None
 
     def heard(self, outstanding: int) -> None:
         """Something of a reply came; so many are still awaited."""

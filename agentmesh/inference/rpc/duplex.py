@@ -41,7 +41,7 @@ async def run_both(
         while not any(task.done() for task in both):
             await asyncio.wait(both, timeout=OVERDUE_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
             if counters.overdue_s > REPLY_OVERDUE_S:
-                raise RpcServerGone(f"The RPC server has not answered for {REPLY_OVERDUE_S:g} s.")
+                raise RpcServerGone(f"The RPC server has neither taken nor given anything for {REPLY_OVERDUE_S:g} s.")
         _raise_first(task for task in (answering, asking) if task.done())
         await finish()
         await asyncio.wait({answering}, timeout=RPC_END_WAIT_S)

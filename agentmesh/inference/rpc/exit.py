@@ -53,22 +53,34 @@ class RpcJob:
     place: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+@dataclass(slots=True, eq=False)
+class _Served:
+    """One stream that is being served."""
+
+    job: RpcJob
+    stream: Stream
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class RpcExits:
     """See the module. Register `serve` for streams of kind `rpc`."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, RpcJob] = {}
-        self._streams: dict[Stream, RpcJob] = {}
+        self._served: list[_Served] = []
 
     def add(self, job: RpcJob) -> None:
         """From now on its host may connect."""
         self._jobs[job.name] = job
 
-    def remove(self, name: str) -> None:
-        """Nobody may connect any more, and who is connected is cut off."""
+    async def remove(self, name: str) -> None:
+        """Nobody may connect any more, and who is connected is cut off. When this returns, nothing uses the job's files."""
         job = self._jobs.pop(name, None)
-        for stream in [stream for stream, of in self._streams.items() if of is job]:
-            stream.abort()
+        ending = [served for served in self._served if served.job is job]
+        for served in ending:
+            served.stream.abort()
+        for served in ending:
+            await served.over.wait()
 
     async def serve(self, peer: bytes, stream: Stream) -> None:
         """Serve a host's stream. It is over when this returns."""
@@ -78,7 +90,6 @@ class RpcExits:
             _log.debug("an rpc stream of %s ended: %s", peer.hex()[:8], error)
         finally:
             stream.abort()  # does nothing to one that is over
-            self._streams.pop(stream, None)
 
     async def _serve(self, peer: bytes, stream: Stream) -> None:
         async with asyncio.timeout(OPEN_WAIT_S):
@@ -90,8 +101,13 @@ class RpcExits:
             # The same words for both: who may not use a job need not know that it is there.
             await _refuse(stream, OpenStatus.REFUSED, "it has no such job for this node.")
         else:
-            self._streams[stream] = job
-            await self._serve_job(job, opening, stream)
+            served = _Served(job, stream)
+            self._served.append(served)
+            try:
+                await self._serve_job(job, opening, stream)
+            finally:
+                self._served.remove(served)
+                served.over.set()
 
     async def _serve_job(self, job: RpcJob, opening: Open, stream: Stream) -> None:
         try:

@@ -13,7 +13,6 @@ from agentmesh.core.errors import ProtocolError
 from agentmesh.inference.logic.rpc_deflate import Inflater
 from agentmesh.inference.logic.rpc_limits import (
     MAX_RPC_DEVICES,
-    REPLY_OVERDUE_S,
     RPC_GREETING_S,
     RPC_READ_BYTES,
     SMALL_TENSOR_BYTES,
@@ -195,7 +194,8 @@ class WorkerRelay:
         self._counters.referenced_bytes += place.size
         await self._write(request_head(Command.SET_TENSOR, SET_TENSOR_HEAD_BYTES + place.size) + request.head)
         await self._flush()
-        await self._server.send_file(place)
+        with self._counters.writing():
+            await self._server.send_file(place)
         self._weights.check(place)
 
     async def _on_deflated(self, request: Request) -> None:
@@ -221,19 +221,14 @@ class WorkerRelay:
             data = b""
         await self._flush()
         if data:
-            await self._bounded(data)
+            with self._counters.writing():
+                await self._server.write(data)
 
     async def _flush(self) -> None:
         if self._out:
             data, self._out = self._out, bytearray()
-            await self._bounded(memoryview(data))
-
-    async def _bounded(self, data: bytes | memoryview) -> None:
-        try:
-            async with asyncio.timeout(REPLY_OVERDUE_S):
-                await self._server.write(data)
-        except TimeoutError:
-            raise RpcServerGone(f"The RPC server has not taken anything for {REPLY_OVERDUE_S:g} s.") from None
+            with self._counters.writing():
+                await self._server.write(memoryview(data))
 
     async def _answer_here(self, request: Request, reply: bytes) -> None:
         self._counters.of(request.command).answered_here += 1

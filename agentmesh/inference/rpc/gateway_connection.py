@@ -240,7 +240,8 @@ class HostRelay:
             data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
             self._held.clear()
             self._held_bytes = 0
-            await self._stream.write(data)
+            with self._side.counters.writing():
+                await self._stream.write(data)
 
     async def _answer_here(self, request: Request, reply: bytes) -> None:
         self._side.counters.of(request.command).answered_here += 1
