@@ -22,13 +22,15 @@ from agentmesh.cli.launch import launch_commands
 from agentmesh.cli.mesh import mesh
 from agentmesh.cli.models import download, models
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
-from agentmesh.cli.node_options import node_options
+from agentmesh.cli.node_options import SERVING_OPTIONS, node_options
 from agentmesh.cli.output import fail
 from agentmesh.cli.runtime import drop, load, unload
 from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, AgentMeshError
 from agentmesh.core.log import level_from_environment, redact, setup_logging
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+_OPTION_NAMES: Final = {"models": "model", "ggufs": "gguf"}  # where the parameter has another name
 
 EXAMPLES = """\b
 Examples:
@@ -88,12 +90,13 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
         setup_logging(level)
         given = [name for name, value in options.items() if value not in (None, False, ())]
         if given:
-            option = {"models": "model", "ggufs": "gguf"}.get(given[0], given[0].replace("_", "-"))
+            option = _OPTION_NAMES.get(given[0], given[0].replace("_", "-"))
             raise click.UsageError(
                 f"--{option} belongs to 'agentmesh --client' or 'agentmesh --model', not to a command."
             )
-    elif options["client"] and (options["models"] or options["ggufs"]):
-        raise click.UsageError("A --client serves no models: leave out --client, or --model and --gguf.")
+    elif options["client"] and (served := [name for name in SERVING_OPTIONS if options[name] not in (None, ())]):
+        option = _OPTION_NAMES.get(served[0], served[0].replace("_", "-"))
+        raise click.UsageError(f"A --client serves no models: leave out --client, or --{option}.")
     elif options["client"] or options["background"] or options["models"] or options["ggufs"]:
         run_node(options)
     elif any(value not in (None, False, ()) for value in options.values()):

@@ -50,6 +50,8 @@ _SERVING: Final = (
     click.option("--llama-flavor", metavar="NAME", help="Which engine: cpu, cuda, rocm, vulkan, metal, or embedded."),
 )
 
+SERVING_OPTIONS: Final = ("models", "ggufs", "ctx_size", "max_vram", "device", "bin_dir", "llama_flavor")
+
 _PORTS: Final = (
     click.option("--port", type=_PORT, metavar="PORT", help="Port of the model API on loopback (0: any). [9337]"),
     click.option(

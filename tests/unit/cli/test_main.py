@@ -162,3 +162,9 @@ def test_the_thin_half_loads_nothing_heavy(code: str) -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("option", [("--model", "x"), ("--gguf", "x"), ("--device", "x"), ("--ctx-size", "9")])
+def test_a_client_takes_no_options_of_serving(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--client", *option]) == 2
+    assert f"leave out --client, or {option[0]}." in capsys.readouterr().err
