@@ -216,7 +216,9 @@ class Nodes:
 
 def _any_ports(arguments: tuple[str, ...]) -> list[str]:
     """Port 0 wherever the test names none."""
-    return [word for option in ("--console", "--bind-port", "--port") if option not in arguments for word in (option, "0")]
+    return [
+        word for option in ("--console", "--bind-port", "--port") if option not in arguments for word in (option, "0")
+    ]
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> None:
