@@ -78,6 +78,7 @@ def _command(agent: Agent) -> click.Command:
         help=_help(agent),
         short_help=f"Start {agent.title} on the mesh's models.",
         options_metavar="[OPTIONS] [--] [ARGS]...",
+        context_settings={"help_option_names": ["-h", "--help"]},
         epilog="\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples),
     )
 
