@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -238,6 +239,7 @@ def compare_all(options: argparse.Namespace) -> None:
 
 async def serve(path: str) -> None:
     """Our proxy, whole, before one engine; it has room for every request."""
+    from agentmesh.inference.logic.proxy_limits import GC_THRESHOLDS
     from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
     from agentmesh.inference.proxy.answers import LocalAnswers
     from agentmesh.inference.proxy.directory import Directory
@@ -262,6 +264,7 @@ async def serve(path: str) -> None:
     server = ApiServer(dispatcher, own, ApiSettings(), no_peer, metrics)
     sock = socket.create_server(("127.0.0.1", 0))
     await server.listen(sock)
+    gc.set_threshold(*GC_THRESHOLDS)  # as in a node
     print(f"port {sock.getsockname()[1]}", flush=True)
     await asyncio.Event().wait()
 

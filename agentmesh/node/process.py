@@ -6,6 +6,7 @@ Owns nothing that is on the mesh or the board; `Node` (runtime.py) does the work
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -21,6 +22,7 @@ from agentmesh.core.errors import EXIT_DONE, EXIT_FAILED, AgentMeshError
 from agentmesh.core.log import level_from_environment, redact, setup_logging
 from agentmesh.core.paths import Home
 from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.logic.proxy_limits import GC_THRESHOLDS
 from agentmesh.node.options import NodeOptions
 from agentmesh.node.readiness import ReadyPipe
 from agentmesh.node.takeover import HeldHome, take_home
@@ -132,6 +134,7 @@ async def _run(node: Node, home: Home, options: NodeOptions, config: Config, hel
         if (failure := await starting) is not None:
             raise failure
         _announce(node, home, options, pipe)
+        gc.set_threshold(*GC_THRESHOLDS)
         held.settled()
         if options.background:
             tasks.spawn(_end_when_unused(node, held, config.idle_exit_ms / 1000), name="idle")
