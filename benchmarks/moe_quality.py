@@ -33,6 +33,7 @@ from agentmesh.inference.models.shard import LocalParts, SplitModel, layout_of, 
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT_TOKENS = 512
+CHARS_A_TOKEN = 6  # more than any vocabulary reaches on such text
 TIMEOUT_S = 4 * 3600.0
 OUTPUT_BYTES = 16 * 1024 * 1024
 ESTIMATE = re.compile(r"PPL = ([0-9.]+|nan|inf) \+/- ([0-9.]+|nan|inf)")
@@ -81,11 +82,12 @@ def made_model(folder: Path) -> Path:
     return write_tiny(folder / "made.gguf", replace(QWEN3_MOE, experts=16, experts_used=4, context=1024, layers=4))[0]
 
 
-def own_text(folder: Path) -> Path:
-    """The repository's pages, one after the other."""
+def own_text(folder: Path, chunks: int) -> Path:
+    """The repository's pages, one after the other, as far as so many chunks reach."""
     path = folder / "text.txt"
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    path.write_text("\n".join(page.read_text("utf-8") for page in pages if page.name != "limits.md"), "utf-8")
+    text = "\n".join(page.read_text("utf-8") for page in pages if page.name != "limits.md")
+    path.write_text(text[: (chunks + 2) * CONTEXT_TOKENS * CHARS_A_TOKEN], "utf-8")  # all of it is split into tokens
     return path
 
 
@@ -117,7 +119,7 @@ def main() -> None:
         began = time.monotonic()
         counts = from_imatrix(chosen.imatrix, model) if chosen.imatrix else calibrate(tool, model, os.environ)
         ranking_s = time.monotonic() - began
-        measure = Measure(program, chosen.text or own_text(folder), chosen.chunks, folder)
+        measure = Measure(program, chosen.text or own_text(folder, chosen.chunks), chosen.chunks, folder)
         compare(model, counts.layers, measure, [float(share) for share in chosen.shares.split(",")])
         what = "made, random weights: the figures say nothing of quality" if chosen.model is None else str(chosen.model)
         print(f"\n{what}; ranked by {counts.source} in {ranking_s:.1f} s; perplexity by {program.name}")

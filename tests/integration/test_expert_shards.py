@@ -21,6 +21,8 @@ from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.process import EngineProcess
 from agentmesh.inference.models.gguf import read_model
+from agentmesh.inference.models.shard import LocalParts, layout_of, read_expert_model, write_shard
+from tests.fakes.routed_gguf import write_routed
 from tests.fakes.tiny_gguf import LLAMA, QWEN3_MOE, TinyModel, write_tiny
 
 START_S = 60.0  # 0.2 s on a free machine
@@ -113,6 +115,49 @@ async def test_all_experts_give_the_whole_models_tokens_and_half_of_them_run(
     for fewer in (8, 4):  # half, and as few as a token uses
         assert await answers(real_engine, out[fewer], folder) != expected
     assert out[8].stat().st_size < 0.6 * sum(file.stat().st_size for file in files)
+
+
+# Eight: with six ggml multiplies the router in tiles of other sizes, and the last digits differ.
+ALLOWED = ((0, 3, 4, 5, 9, 11, 12, 15), (1, 2, 6, 7, 8, 10, 13, 14))
+OTHERS = ((0, 3, 4, 5, 9, 11, 12, 14), (1, 2, 6, 7, 8, 10, 13, 14))
+
+
+@pytest.mark.parametrize("architecture", ["minimax-m2", "gpt-oss"])
+async def test_a_part_says_what_the_whole_model_says_when_its_router_chooses_the_parts_experts_only(
+    real_engine: Engine, folder: Path, architecture: str
+) -> None:
+    path = write_routed(folder / "whole.gguf", architecture, ALLOWED)
+    expected = await answers(real_engine, path, folder)
+    assert len({token for answer in expected for token in answer.tokens}) > 10, "no test if it says always the same"
+    assert same(await answers(real_engine, part_of(path, ALLOWED, folder / "part"), folder), expected)
+    assert not same(await answers(real_engine, part_of(path, OTHERS, folder / "other"), folder), expected)
+
+
+async def test_shared_experts_and_models_of_other_architectures_are_kept_whole(
+    real_engine: Engine, folder: Path
+) -> None:
+    mixtral = dataclasses.replace(MOE, architecture="llama")
+    for path in (
+        write_routed(folder / "qwen2moe.gguf", "qwen2moe", ALLOWED),
+        *write_tiny(folder / "mixtral.gguf", mixtral),
+    ):
+        all_of_it = part_of(path, (tuple(range(16)),) * 2, folder / "part")
+        assert await answers(real_engine, all_of_it, folder) == await answers(real_engine, path, folder)
+        assert await answers(real_engine, part_of(path, ALLOWED, folder / "less"), folder)
+
+
+def same(one: list[Said], other: list[Said]) -> bool:
+    """The same tokens for the same reasons, but for the last digits."""
+    logs = [[log for said in each for token in said.likeliest for _, log in token] for each in (one, other)]
+    tokens = [[said.tokens for said in each] for each in (one, other)]
+    return tokens[0] == tokens[1] and logs[0] == pytest.approx(logs[1], abs=1e-3)
+
+
+def part_of(path: Path, kept: tuple[tuple[int, ...], ...], out: Path) -> Path:
+    model = read_expert_model(path)
+    with LocalParts.open(model.files) as parts:
+        layout = layout_of(model.headers, model.experts, parts, kept, "test")
+        return write_shard(layout, parts, out / path.name).path
 
 
 async def test_two_nodes_parts_run_side_by_side(real_engine: Engine, folder: Path) -> None:
