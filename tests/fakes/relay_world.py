@@ -25,6 +25,8 @@ from tests.fakes.tiny_gguf import LLAMA, TinyModel, write_tiny
 
 HOST, WORKER = b"h" * 32, b"w" * 32
 JOB = "tiny"
+BIG = 1 << 30
+UP = "blk.1.ffn_up.weight"  # 32 KiB
 
 
 class RelayWorld:
@@ -133,3 +135,13 @@ def tensors(path: Path) -> dict[str, tuple[FileTensor, bytes]]:
 def wire_tensor(tensor: FileTensor, *, data: int = BASE) -> bytes:
     """As llama-server sends a tensor of a file."""
     return build_tensor(tensor.name, tensor.type_number, tensor.shape, data=data)
+
+
+async def same_files(
+    world: RelayWorld, server: FakeRpcServer, *, compress: bool = False
+) -> tuple[RpcGateway, int, dict[str, tuple[FileTensor, bytes]]]:
+    """A gateway and a worker that hold the same model; the port, and what the model holds."""
+    host, worker = await world.files("host"), await world.files("worker")
+    world.job(server, worker)
+    gateway, port = await world.gateway(host, compress=compress)
+    return gateway, port, tensors(world.root / "host" / "tiny.gguf")

@@ -1,4 +1,4 @@
-"""The relay against a fake RPC server: what is answered where, what never crosses, and every way in which either side misbehaves."""
+"""The relay against a fake RPC server: what is answered where, what never crosses, what a worker gives."""
 
 from __future__ import annotations
 
@@ -11,36 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.inference.logic.rpc_stream import Open, Opened, OpenStatus, RelayCommand, frame_of, opened_decoder
 from agentmesh.inference.logic.rpc_wire import Command, build_request, build_tensor
-from agentmesh.inference.rpc import gateway as gateway_module
-from agentmesh.inference.rpc.duplex import read_frame
-from agentmesh.inference.rpc.errors import WorkerLost, WorkerRefused
-from agentmesh.inference.rpc.exit import RpcJob
-from agentmesh.inference.rpc.gateway import RpcGateway
 from agentmesh.inference.rpc.weights import WeightHashes
-from tests.fakes.fake_rpc_server import BASE, FREE, FakeClient, FakeRpcServer, activation
+from tests.fakes.fake_rpc_server import BASE, FakeRpcServer, activation
 from tests.fakes.mesh_nodes import eventually
-from tests.fakes.relay_world import JOB, RelayWorld, relay_worlds, tensors, wire_tensor
-from tests.fakes.rpc_world import Carried, two_members
+from tests.fakes.relay_world import BIG, UP, RelayWorld, relay_worlds, same_files, tensors, wire_tensor
 from tests.fakes.tiny_gguf import LLAMA
-
-BIG = 1 << 30
-UP = "blk.1.ffn_up.weight"  # 32 KiB
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[RelayWorld]:
     async with relay_worlds(tmp_path) as made:
         yield made
-
-
-async def same_files(world: RelayWorld, server: FakeRpcServer, **options: bool):
-    """A gateway and a worker that hold the same model; the port, and the model's path."""
-    host, worker = await world.files("host"), await world.files("worker")
-    world.job(server, worker)
-    gateway, port = await world.gateway(host, **options)
-    return gateway, port, tensors(world.root / "host" / "tiny.gguf")
 
 
 # ------------------------------------------------------------------ what is answered where
@@ -154,10 +136,7 @@ async def test_a_second_hash_for_the_same_bytes_makes_both_doubtful(world: Relay
     client = await world.client(port)
     await client.hello()
     await client.alloc(BIG)
-    for fnv in (77, 78):
-        assert await client.set_hash(wire_tensor(tensor), fnv) == 0
-        await client.set_tensor(wire_tensor(tensor), data)
-    for fnv in (77, 78):
+    for fnv in (77, 78, 77, 77, 78):
         assert await client.set_hash(wire_tensor(tensor), fnv) == 0
         await client.set_tensor(wire_tensor(tensor), data)
     assert await client.get_tensor(wire_tensor(tensor), len(data)) == data
@@ -191,9 +170,42 @@ async def test_a_slice_another_type_and_an_offset_are_not_the_files_tensor(world
     assert await client.get_tensor(wire_tensor(tensor), len(half)) == half
     await client.set_tensor(build_tensor(UP, 26, tensor.shape, data=BASE + 1), data)
     await client.set_tensor(wire_tensor(tensor, data=BASE + 2), data[4:], offset=4)
+    await client.set_tensor(wire_tensor(tensor, data=BASE + 3), data, offset=4)
+    await client.set_tensor(build_tensor(UP, 0, (64, 64), data=BASE + 4), data)
     await client.get_tensor(activation(1), 1)
     assert gateway.counters.referenced_bytes == 0
-    assert server.memory[BASE + 1] == data
+    assert [server.memory[BASE + number] for number in (1, 3, 4)] == [data] * 3
+
+
+async def test_a_hash_is_recorded_for_the_tensor_that_it_was_told_of(world: RelayWorld) -> None:
+    server = await world.server()
+    _, port, held = await same_files(world, server)
+    tensor, data = held[UP]
+    client = await world.client(port)
+    await client.hello()
+    await client.alloc(BIG)
+    assert await client.set_hash(wire_tensor(held["blk.0.ffn_up.weight"][0]), 77) == 0
+    await client.set_tensor(wire_tensor(tensor), data)
+    assert await client.set_hash(wire_tensor(tensor), 77) == 0
+    await client.set_tensor(wire_tensor(tensor), data)
+    assert await client.set_hash(wire_tensor(tensor), 77) == 1
+    assert await client.set_hash(wire_tensor(tensor), 77, offset=4) == 0
+
+
+async def test_answers_keep_their_order_for_a_client_that_does_not_wait(world: RelayWorld) -> None:
+    server = await world.server()
+    world.job(server)
+    _, port = await world.gateway()
+    client = await world.client(port)
+    await client.hello()
+    await client.alloc(BIG)
+    memory, alignment = (
+        build_request(Command.GET_DEVICE_MEMORY, bytes(4)),
+        build_request(Command.GET_ALIGNMENT, bytes(4)),
+    )
+    client.writer.write((memory + alignment) * 3)
+    answers = await asyncio.wait_for(client.reader.readexactly(3 * (24 + 16)), 10)
+    assert answers == 3 * (answers[:24] + (8).to_bytes(8, "little") + (64).to_bytes(8, "little"))
 
 
 async def test_a_reshaped_tensor_is_still_the_files(world: RelayWorld) -> None:
@@ -308,301 +320,3 @@ async def test_a_tensor_that_lies_nowhere_is_refused_before_the_rpc_server_makes
     await client.tell(Command.GET_TENSOR, activation(1) + bytes(8) + size.to_bytes(8, "little"))
     assert await client.at_end()
     assert Command.GET_TENSOR not in server.commands()
-
-
-# ------------------------------------------------------------------ who may, and when
-
-
-async def test_a_job_that_is_not_there_and_one_for_another_host_are_refused_alike(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server).may_use = lambda peer: False
-    sentences: set[str] = set()
-    for job in (JOB, "nothing"):
-        gateway, port = await world.gateway(job=job)
-        client = await world.client(port)
-        await client.tell(Command.HELLO, bytes(24))
-        assert await client.at_end()
-        with pytest.raises(WorkerRefused):
-            await gateway.ask_worker()
-    sentences.update(world.lost)
-    assert len(world.lost) == 2 and len(sentences) == 1
-    assert server.connections == 0
-
-
-async def test_connections_are_served_one_after_the_other(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    first = await world.client(port)
-    await first.hello()
-    await first.alloc(1)
-    second = await world.client(port)
-    await second.hello()
-    waiting = asyncio.ensure_future(second.alloc(2))
-    await first.alloc(3)
-    assert not waiting.done()
-    first.close()
-    assert (await waiting)[1] == 2
-    assert server.most_open == 1
-
-
-async def test_a_connection_that_never_gets_the_place_is_told_so(
-    world: RelayWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway_module, "RPC_PLACE_WAIT_S", 0.05)
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    first, second = await world.client(port), await world.client(port)
-    await first.hello()
-    await first.alloc(1)
-    await second.hello()
-    await second.tell(Command.ALLOC_BUFFER, bytes(12))
-    assert await second.at_end()
-    assert "open" in world.lost[0]
-    assert (await first.alloc(4))[1] == 4
-
-
-# ------------------------------------------------------------------ ends
-
-
-@pytest.mark.parametrize("command", [Command.ALLOC_BUFFER, Command.GRAPH_RECOMPUTE])
-async def test_an_rpc_server_that_dies_ends_the_connection_at_once(world: RelayWorld, command: Command) -> None:
-    server = await world.server(FakeRpcServer(die_on=command))
-    world.job(server)
-    _, port = await world.gateway()
-    client = await world.client(port)
-    await client.hello()
-    await client.tell(command, bytes(12 if command == Command.ALLOC_BUFFER else 4))
-    assert await client.at_end()
-    await eventually(lambda: len(world.lost) == 1 and len(world.ends) == 1)
-    assert world.ends != [None]
-
-
-async def test_a_worker_that_goes_away_ends_the_connection_at_once(world: RelayWorld) -> None:
-    server = await world.server(FakeRpcServer(silent_on=Command.ALLOC_BUFFER))
-    world.job(server)
-    gateway, port = await world.gateway()
-    client = await world.client(port)
-    await client.hello()
-    await client.tell(Command.ALLOC_BUFFER, bytes(12))
-    await eventually(lambda: gateway.counters.overdue_s > 0)
-    world.connection.close("gone")
-    assert await client.at_end()
-    await eventually(lambda: len(world.lost) == 1)
-    assert gateway.counters.overdue_s == 0
-
-
-async def test_a_host_that_goes_away_ends_the_rpc_servers_connection(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    client = await world.client(port)
-    await client.hello()
-    await client.alloc(1)
-    world.connection.close("gone")
-    await eventually(lambda: server.open_now == 0 and len(world.ends) == 1)
-    assert world.ends != [None]
-
-
-async def test_a_job_that_is_taken_away_cuts_its_host_off(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    client = await world.client(port)
-    await client.hello()
-    await client.alloc(1)
-    await asyncio.wait_for(world.exits.remove(JOB), 5)
-    assert world.ends != [None] and len(world.ends) == 1  # nothing uses its files any more
-    assert await client.at_end()
-    await eventually(lambda: server.open_now == 0)
-
-
-async def test_a_gateway_that_closes_leaves_nothing_open(world: RelayWorld) -> None:
-    server = await world.server()
-    _, port, held = await same_files(world, server)
-    client = await world.client(port)
-    await client.hello()
-    await client.alloc(BIG)
-    tensor, data = held[UP]
-    # It is in the middle of comparing: a thread waits for the rest.
-    client.writer.write(build_request(Command.SET_TENSOR, wire_tensor(tensor) + bytes(9) + data)[:-100])
-    await asyncio.wait_for(world._gateways[0].close(), 5)
-    assert await client.at_end()
-    await eventually(lambda: server.open_now == 0)
-    assert world.lost == []
-
-
-async def test_llama_server_that_dies_in_the_middle_of_a_request_is_no_clean_end(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    client = await world.client(port)
-    await client.hello()
-    await client.alloc(BIG)
-    client.writer.write(build_request(Command.SET_TENSOR, activation(9_000) + bytes(9 + 9_000))[:-1])
-    await client.writer.drain()
-    client.close()
-    await eventually(lambda: len(world.ends) == 1)
-    assert world.ends != [None]
-    assert Command.SET_TENSOR not in server.commands()
-
-
-async def test_an_rpc_server_that_was_never_started_is_said_to_be_missing(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    await server.stop()
-    gateway, _ = await world.gateway()
-    with pytest.raises(WorkerLost, match="cannot be connected"):
-        await gateway.ask_worker()
-
-
-async def test_a_worker_can_be_asked_before_anything_connects(world: RelayWorld) -> None:
-    server = await world.server(FakeRpcServer(devices=3))
-    world.job(server)
-    gateway, port = await world.gateway()
-    facts = await gateway.ask_worker()
-    assert (len(facts.devices), facts.devices[0].free) == (3, FREE)
-    client = await world.client(port)
-    assert await client.ask(Command.HELLO, bytes(24))
-    assert world.carried.streams == 1
-
-
-@pytest.mark.parametrize("fast_path", [True, False])
-async def test_a_job_on_a_real_mesh_is_used_and_taken_away(tmp_path: Path, fast_path: bool) -> None:
-    async with two_members(tmp_path, fast_path=fast_path) as (host, worker, exits):
-        server, ends, carried = await FakeRpcServer().start(), [], Carried()
-        allowed = host.key.public
-        exits.add(RpcJob(JOB, server.port, lambda peer: peer == allowed, on_end=ends.append))
-        opener = carried.opener(host, worker.key.public)
-        gateway = RpcGateway(opener, job=JOB, worker="worker", weights=None, hashes=WeightHashes())
-        client = await FakeClient.connect(await gateway.listen())
-        await client.hello()
-        await client.alloc(1 << 20)
-        data = random.Random(3).randbytes(1 << 20)
-        await client.set_tensor(activation(1 << 20), data)
-        assert await client.get_tensor(activation(1 << 20), 1 << 20) == data
-        await asyncio.wait_for(exits.remove(JOB), 5)
-        assert len(ends) == 1
-        assert await client.at_end()
-        client.close()
-        await gateway.close()
-        await server.stop()
-
-
-def test_the_relay_works_on_the_loop_that_nodes_run_on(tmp_path: Path) -> None:
-    uvloop = pytest.importorskip("uvloop")
-
-    async def relay() -> None:
-        async with relay_worlds(tmp_path) as world:
-            server = await world.server()
-            _, port, held = await same_files(world, server)
-            client = await world.client(port)
-            await client.hello()
-            await client.alloc(BIG)
-            for number, (tensor, data) in enumerate(held.values()):
-                await client.set_tensor(wire_tensor(tensor, data=BASE + number), data)
-            await client.get_tensor(activation(1), 1)
-            assert [server.memory[BASE + number] for number in range(len(held))] == [data for _, data in held.values()]
-            client.close()
-            await eventually(lambda: world.ends == [None])
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(relay())
-
-
-# ------------------------------------------------------------------ other versions, and nonsense
-
-
-@pytest.mark.parametrize("fake", [{"version": (8, 0, 0)}, {"version": (7, 1, 0)}, {"hello_bytes": 4}])
-async def test_an_unknown_version_is_relayed_without_looking(
-    world: RelayWorld, fake: dict[str, object], caplog: pytest.LogCaptureFixture
-) -> None:
-    server = await world.server(FakeRpcServer(raw_echo=True, **fake))  # type: ignore[arg-type]
-    host = await world.files("host")
-    world.job(server, host)
-    gateway, port = await world.gateway(host)
-    for _ in range(2):
-        client = await world.client(port)
-        client.writer.write(b"\xfeanything at all")
-        assert await asyncio.wait_for(client.reader.readexactly(16), 10) == b"\xfeanything at all"
-        client.close()
-    await eventually(lambda: world.ends == [None, None])
-    assert [record.getMessage() for record in caplog.records if "without looking" in record.getMessage()]
-    assert gateway.counters.blind_bytes > 0
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        b"\x63" + bytes(8),
-        b"\x06" + b"\xff" * 8,
-        b"\x0e" + (3).to_bytes(8, "little") + b"abc",
-        build_request(Command.GET_ALIGNMENT, (9).to_bytes(4, "little")),
-        build_request(RelayCommand.FILE_TENSOR, bytes(305)),
-    ],
-)
-async def test_nonsense_of_a_client_ends_its_connection_and_no_other(world: RelayWorld, nonsense: bytes) -> None:
-    server = await world.server()
-    world.job(server)
-    _, port = await world.gateway()
-    for greeted in (False, True):
-        client = await world.client(port)
-        if greeted:
-            await client.hello()
-        client.writer.write(nonsense)
-        assert await client.at_end()
-    client = await world.client(port)
-    await client.hello()
-    assert (await client.alloc(8))[1] == 8
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        b"\xff" * 9,
-        build_request(Command.HELLO, bytes(24)),
-        build_request(RelayCommand.DEFLATED_PIECE, b"x"),
-        build_request(RelayCommand.DEFLATED, b"\x08" + (312).to_bytes(8, "little")),
-        build_request(RelayCommand.DEFLATED, b"\x0a" + (1 << 40).to_bytes(8, "little")),
-        build_request(RelayCommand.DEFLATED, b"\x06" + (1 << 30).to_bytes(8, "little")),
-        build_request(RelayCommand.DEFLATED, b"\x0a" + (99).to_bytes(8, "little")) + build_request(15),
-        build_request(RelayCommand.FILE_TENSOR, build_tensor("../../etc/passwd", 0, (64,)) + bytes(9)),
-        build_request(RelayCommand.FILE_TENSOR, build_tensor(UP, 0, (64, 127)) + bytes(9)),
-        build_request(RelayCommand.FILE_TENSOR, build_tensor(UP, 0, (64, 128)) + bytes(9)),  # nothing is allocated
-        build_request(Command.SET_TENSOR, bytes(306)),
-    ],
-)
-async def test_nonsense_of_a_host_never_reaches_the_rpc_server(world: RelayWorld, nonsense: bytes) -> None:
-    server = await world.server()
-    weights = await world.files("worker")
-    world.job(server, weights)
-    stream = await world.connection.open_stream()
-    await stream.write(frame_of(Open(JOB, weights.digests)))
-    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
-    assert (opened.status, opened.same_files) == (OpenStatus.READY, True)
-    asked = len(server.seen)
-    await stream.write(nonsense)
-    await eventually(lambda: len(world.ends) == 1)
-    assert world.ends != [None]
-    assert len(server.seen) == asked
-
-
-@pytest.mark.parametrize("opening", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\1\xc1", b"\0\0\0\3\x93\1\2"])
-async def test_an_opening_that_is_none_ends_the_stream(world: RelayWorld, opening: bytes) -> None:
-    server = await world.server()
-    world.job(server)
-    stream = await world.connection.open_stream()
-    await stream.write(opening)
-    with pytest.raises(Exception, match=r"reset|ended"):
-        await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
-    assert server.connections == 0
-
-
-async def test_a_later_format_of_the_stream_is_refused(world: RelayWorld) -> None:
-    server = await world.server()
-    world.job(server)
-    stream = await world.connection.open_stream()
-    await stream.write(frame_of(Open(JOB, format=2)))
-    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
-    assert opened.status is OpenStatus.REFUSED

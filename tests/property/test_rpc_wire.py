@@ -282,6 +282,12 @@ def test_damaged_pieces_are_refused_or_waited_for(piece: bytes) -> None:
         return
 
 
+def test_bytes_behind_the_end_of_a_deflated_request_are_refused() -> None:
+    (piece,) = Deflater(Command.GRAPH_COMPUTE, 100).pieces(bytes(100))
+    with pytest.raises(ProtocolError, match="more"):
+        list(Inflater(100).feed(piece[9:] + b"x"))
+
+
 def test_a_name_that_did_not_shrink_is_not_tried_again() -> None:
     choice = DeflateChoice(enabled=True)
     noise = bytes(range(256)) * 4
