@@ -24,6 +24,7 @@ MODULES = (
     "agentmesh.inference.logic.presence_timing",
     "agentmesh.inference.logic.presence",
     "agentmesh.inference.logic.blob_limits",
+    "agentmesh.inference.logic.split_limits",
     "agentmesh.inference.engine.limits",
 )
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: Final)?(?:\[[a-z]+\])? = [^#]*?(?:#\s*(.*))?$")

@@ -27,14 +27,8 @@ class Demand:
     model: PlanModel
     context_tokens: int
     slots: int
-    host_extra_bytes: int = 0
-
-    def layer_costs(self) -> list[int]:
-        facts, parts = self.model.facts, self.model.parts
-        return [
-            layers_bytes(facts, parts, layer, layer + 1, self.context_tokens, self.slots)
-            for layer in range(len(parts.block_bytes))
-        ]
+    host_extra_bytes: int
+    layer_costs: tuple[int, ...]  # weights and contexts of each layer, in bytes
 
     def fixed_bytes(self, place: Place, *, is_last: bool) -> int:
         """What `place` takes whatever its layers. The output is with a host without accelerators, else with the last device."""
@@ -52,6 +46,15 @@ class Demand:
             base -= self.model.parts.output_bytes
             extra += host_memory_bytes(self.model.parts, has_output=True, host_is_cpu=True)
         return base + extra
+
+
+def demand_of(model: PlanModel, context_tokens: int, slots: int, host_extra_bytes: int = 0) -> Demand:
+    """With the costs of all layers, which many placings ask for."""
+    costs = tuple(
+        layers_bytes(model.facts, model.parts, layer, layer + 1, context_tokens, slots)
+        for layer in range(len(model.parts.block_bytes))
+    )
+    return Demand(model, context_tokens, slots, host_extra_bytes, costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def _devices(node: NodeFacts, *, is_host: bool) -> list[Place]:
 
 def fit_split(demand: Demand, host: NodeFacts, workers: Sequence[NodeFacts], wish: Wish) -> Fitted:
     """Place all layers on these nodes; each worker gets at least one."""
-    costs = demand.layer_costs()
+    costs = demand.layer_costs
     places = places_of(host, workers)
     if not wish.tensor_split:  # a device that cannot hold a single layer would only cost a round trip
         places = [p for p in places if p.is_host or p.limit_bytes - demand.fixed_bytes(p, is_last=False) >= min(costs)]

@@ -17,7 +17,7 @@ import msgspec
 
 from agentmesh.inference.logic.election import Team, by_memory, holders, hosts, team_of, unfit
 from agentmesh.inference.logic.fit import NO_DEVICE, Fit, Room, Wanted, fit_model, size
-from agentmesh.inference.logic.placement import Demand, fit_split
+from agentmesh.inference.logic.placement import Demand, demand_of, fit_split
 from agentmesh.inference.logic.shard_rooms import shard_rooms
 from agentmesh.inference.logic.split_limits import (
     MAX_SPLIT_CONTEXT_TOKENS,
@@ -175,7 +175,7 @@ def _with_host(model: PlanModel, wish: Wish, team: Team, nodes: Mapping[bytes, N
         return replace(wait, common=common)
     missing, over = 0, ""
     for context in contexts(model, wish):
-        demand = Demand(model, context, wish.slots or 1, wish.host_extra_bytes)
+        demand = demand_of(model, context, wish.slots or 1, wish.host_extra_bytes)
         split, missing, over = _with_workers(demand, wish, team)
         if split is not None:
             have = holders(list(nodes.values()), model.files)

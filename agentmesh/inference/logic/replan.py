@@ -69,6 +69,11 @@ class HostEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class WishChanged:
+    """The model or the flags are others now: the planner would answer differently for the same nodes."""
+
+
+@dataclass(frozen=True, slots=True)
 class TermSeen:
     """A worker refused this node's term, since it has served this higher one."""
 
@@ -80,7 +85,7 @@ class TimePassed:
     """Timers are looked at."""
 
 
-Event = NodesChanged | HostReady | HostEnded | TermSeen | TimePassed
+Event = NodesChanged | WishChanged | HostReady | HostEnded | TermSeen | TimePassed
 
 # ------------------------------------------------------------------ effects
 
@@ -145,6 +150,8 @@ class Replan:
         match event:
             case NodesChanged():
                 self._on_nodes(event.nodes, now_ms)
+            case WishChanged():
+                self._plan_soon(now_ms)
             case HostReady():
                 self._was_ready = True
                 self._failures = 0

@@ -41,6 +41,8 @@ def spread(costs: Sequence[int], rooms: Sequence[int], least: Sequence[int]) -> 
         least: layers that each place gets at least.
     """
     prefix = [0, *accumulate(costs)]
+    if prefix[-1] > sum(max(room, 0) for room in rooms):
+        return None
     ways = _Ways(prefix, [max(room, 0) for room in rooms], least)
     if not ways.possible(0, 0):
         return None

@@ -23,6 +23,7 @@ from agentmesh.inference.logic.replan import (
     StopHost,
     TermSeen,
     TimePassed,
+    WishChanged,
 )
 from agentmesh.inference.logic.split_limits import (
     BACKOFF_MS,
@@ -126,6 +127,14 @@ def test_a_change_that_does_not_matter_is_not_planned() -> None:
     bench.nodes()
     bench.after(MAX_DEBOUNCE_MS)
     assert bench.said.asked == asked
+
+
+def test_other_flags_are_planned_like_other_nodes() -> None:
+    bench = Bench()
+    bench.run()
+    bench.said.why_broken = "The flags are others."
+    assert bench.do(WishChanged()) == []
+    assert bench.after(DEBOUNCE_MS) == [StopHost("The flags are others.")]
 
 
 @pytest.mark.parametrize("own", [{"takes_part": False}, {"is_client": True}])
