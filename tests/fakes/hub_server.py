@@ -172,12 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.flip_byte is not None:
             at = fault.flip_byte
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-        start, total = self._range(), len(data)
-        body = data[start:] + fault.extra
-        self.send_response(206 if start else 200)
-        if start:
+        (start, end), total = self._range(), len(data)
+        body = data[start:end] + fault.extra
+        partial = start > 0 or end is not None
+        self.send_response(206 if partial else 200)
+        if partial:
             claimed = start + 1 if fault.wrong_range else start
-            self.send_header("Content-Range", f"bytes {claimed}-{total - 1}/{total}")
+            self.send_header("Content-Range", f"bytes {claimed}-{min(end or total, total) - 1}/{total}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self._body(body, fault)
@@ -195,9 +196,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
 
-    def _range(self) -> int:
+    def _range(self) -> tuple[int, int | None]:
+        """Where the answer begins, and where it ends when that was asked for."""
         value = self.headers.get("Range")
-        return 0 if self.hub.ignore_range or value is None else int(value.removeprefix("bytes=").rstrip("-"))
+        if self.hub.ignore_range or value is None:
+            return 0, None
+        first, _, last = value.removeprefix("bytes=").partition("-")
+        return int(first), int(last) + 1 if last else None
 
     def _json(self, value: object) -> None:
         self._bytes(json.dumps(value).encode())

@@ -132,12 +132,12 @@ class Hub:
         return [SearchHit(hit.id, hit.downloads, hit.likes, hit.updated) for hit in hits[:limit]]
 
     @contextlib.contextmanager
-    def open(self, file: WantedFile, offset: int) -> Generator[_HubBody]:
-        """The bytes of a file from `offset` on, of exactly the commit that was listed."""
+    def open(self, file: WantedFile, offset: int, length: int | None = None) -> Generator[_HubBody]:
+        """The bytes of a file from `offset` on, of exactly the commit that was listed; with `length`, no more is asked for."""
         address = f"{self.name}/{quote(file.repo)}/resolve/{file.commit}/{quote(file.path)}"
         headers = {"Accept-Encoding": "identity"}  # a compressed body has other offsets
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        if offset or length is not None:
+            headers["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
         with self._request(address, {}, headers, file.repo) as response:
             yield _HubBody(response, _start(response, offset, file))
 
