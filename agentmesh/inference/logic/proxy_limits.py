@@ -43,8 +43,8 @@ MAX_BUSY_ANSWERS: Final = 120  # "busy" from hosts that others fill: at one a se
 # To one engine, and never more than its slots: an idle one holds one of its threads, of which it has two for each slot.
 MAX_IDLE_ENGINE_CONNECTIONS: Final = 512
 MAX_KNOWN_HEADS: Final = 64  # of requests to one engine, in different words; then they are forgotten
-# For gc.set_threshold. Python's own 700 is reached by 60 requests at once, none of which leaves any garbage in cycles: this
-# saves 4 % of the CPU time of a request and 6 % of a chunk's.
+# For gc.set_threshold. Python's own 700 is reached by 60 requests at once, none of which leaves any garbage in cycles.
+# What it saves is near the noise: a few per cent of a request's CPU time at best.
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 
 # ------------------------------------------------------------------ waiting

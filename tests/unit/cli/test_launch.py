@@ -87,7 +87,7 @@ def test_write_is_refused_where_no_file_is_needed(orders: list[Order], name: str
 
 @pytest.mark.parametrize("command", launch_commands, ids=lambda command: str(command.name))
 def test_the_help_has_examples_and_the_way_to_pass_arguments(command: click.Command) -> None:
-    with click.Context(command, info_name=command.name) as context:
+    with command.make_context(command.name, [], resilient_parsing=True) as context:
         text = command.get_help(context)
     assert f"agentmesh {command.name} --model" in text
     assert "[--] [ARGS]..." in text
