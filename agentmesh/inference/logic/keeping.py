@@ -45,6 +45,12 @@ def better(plan: Solo | Split, outcome: Outcome, wish: Wish) -> str | None:
         return f"One node can hold it alone now: {outcome.node.hex()[:8]}."
     if wish.host and outcome.host == wish.host != plan.host:
         return f"--host-node names {wish.host.hex()[:8]}."
+    if wish.context_tokens is not None and plan.context_tokens != wish.context_tokens == outcome.context_tokens:
+        return f"--ctx-size asks for {wish.context_tokens:,} tokens."
+    if wish.tensor_split and plan.workers == outcome.workers and plan.tensor_split != outcome.tensor_split:
+        return "--tensor-split asks for other layers."
+    if len(plan.workers) < wish.min_peers <= len(outcome.workers):
+        return f"--min-peers asks for {wish.min_peers} workers."
     return None
 
 

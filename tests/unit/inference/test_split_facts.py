@@ -207,6 +207,19 @@ def test_a_whole_model_ends_when_its_memory_is_gone() -> None:
     assert broken(solo, []) is not None
 
 
+@pytest.mark.parametrize(
+    "wish", [Wish(context_tokens=8192), Wish(tensor_split=(2, 3), context_tokens=4096), Wish(min_peers=2)]
+)
+def test_what_the_user_asks_for_is_worth_a_restart_once(wish: Wish) -> None:
+    nodes = [a_node(1, 16, rtts=near(2, 3)), WORKER, a_node(3, 13)]
+    before = make_plan(MODEL, Wish(), nodes)
+    after = make_plan(MODEL, wish, nodes)
+    assert isinstance(before, Split)
+    assert isinstance(after, Split)
+    assert better(before, after, wish) is not None
+    assert better(after, after, wish) is None
+
+
 def test_only_one_node_alone_and_the_user_s_host_are_worth_a_restart() -> None:
     split = a_split()
     other = make_plan(MODEL, Wish(host=node_id(2)), [HOST, WORKER])
