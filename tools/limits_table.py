@@ -24,6 +24,7 @@ MODULES = (
     "agentmesh.inference.logic.presence_timing",
     "agentmesh.inference.logic.presence",
     "agentmesh.inference.logic.blob_limits",
+    "agentmesh.inference.logic.rpc_limits",
     "agentmesh.inference.logic.split_limits",
     "agentmesh.inference.engine.limits",
 )
