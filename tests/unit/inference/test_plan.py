@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agentmesh.inference.logic.fit import buffer_bytes
 from agentmesh.inference.logic.plan import make_plan, plan_digest
 from agentmesh.inference.logic.split_values import (
     Common,
@@ -131,11 +132,16 @@ def test_at_most_fifteen_workers_take_part() -> None:
 
 def test_devices_are_counted_too_since_tensor_split_takes_fifteen_numbers() -> None:
     others = range(2, 7)
-    nodes = [a_node(n, 1, gpus=(1.2,) * 4) for n in others]
-    outcome = plan(
-        [a_node(1, 3, rtts=near(*others)), *nodes], Wish(min_peers=4), a_model(layers=40, layer_bytes=GB // 3)
-    )
-    assert isinstance(outcome, Wait)
+    nodes = [a_node(1, 3, rtts=near(*others)), *(a_node(n, 1, gpus=(2.0,) * 4) for n in others)]
+    model = a_model(layers=38, layer_bytes=GB // 3)
+    twelve = split(nodes, Wish(host=node_id(1), min_peers=3, context_tokens=4096), model)
+    assert len(twelve.tensor_split) == 12
+    assert isinstance(plan(nodes, Wish(host=node_id(1), min_peers=4, context_tokens=4096), model), Wait)
+
+
+def test_of_workers_equally_near_the_larger_comes_first() -> None:
+    nodes = [a_node(1, 16, rtts=near(2, 3)), a_node(2, 8), a_node(3, 9)]
+    assert split(nodes, Wish(min_peers=2)).workers == (node_id(3), node_id(2))
 
 
 # ------------------------------------------------------------------ who is left out, and why
@@ -210,6 +216,14 @@ def test_a_host_without_accelerator_keeps_the_first_layers_and_the_output() -> N
     assert outcome.output_on_cpu
     worker = outcome.shares[1].layers
     assert (outcome.tensor_split, outcome.gpu_layers) == ((worker + 1,), worker + 1)
+
+
+def test_a_host_s_memory_holds_its_layers_the_embeddings_and_the_output_once() -> None:
+    share = split(TWO, Wish(context_tokens=4096)).shares[0]
+    weights = share.layers * GB // 2 + 200_000_000 + 300_000_000
+    contexts = MODEL.facts.kv_bytes(4096) * share.layers // 40
+    buffers = buffer_bytes(MODEL.facts, 4096, 1, ubatch_tokens=512, on_device=False)
+    assert share.need_bytes == weights + contexts + buffers
 
 
 def test_a_host_with_accelerators_comes_last_and_has_the_output() -> None:
@@ -325,6 +339,15 @@ def test_layers_are_taken_when_shards_cannot_be_unless_experts_were_asked_for() 
 def test_a_catalog_s_minimum_of_experts_counts() -> None:
     model = a_model(experts=16)
     assert not isinstance(plan([a_node(1, 16), a_node(2, 17)], Wish(min_experts=15), model), Shards)
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "least"), [(9, 4), (6, 1)], ids=["not all are somewhere", "fewer than a token uses"]
+)
+def test_shards_need_all_experts_somewhere_and_as_many_as_a_token_uses(free_gb: float, least: int) -> None:
+    nodes = [a_node(number, free_gb) for number in range(1, 3 if least > 1 else 12)]
+    outcome = wait(nodes, Wish(way=Way.EXPERTS, min_experts=least, context_tokens=4096), a_model(experts=16))
+    assert outcome.code is WaitCode.MEMORY
 
 
 def test_expert_shards_of_a_model_without_experts_are_refused() -> None:

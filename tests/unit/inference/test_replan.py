@@ -293,6 +293,21 @@ def test_starts_that_never_became_ready_are_tried_ever_later() -> None:
         assert any(isinstance(one, StartHost) for one in bench.after(1))
 
 
+def test_one_that_became_ready_after_failures_has_its_patience_back() -> None:
+    bench = Bench()
+    bench.nodes()
+    bench.after(DEBOUNCE_MS)
+    bench.after(CLAIM_WAIT_MS)
+    for _ in range(6):
+        bench.do(HostEnded("It failed."))
+        bench.after(DEBOUNCE_MS)
+        bench.after(MAX_BACKOFF_MS)
+    bench.do(HostReady())
+    bench.do(HostEnded("killed"))
+    bench.after(DEBOUNCE_MS)
+    assert any(isinstance(one, StartHost) for one in bench.after(CLAIM_WAIT_MS))
+
+
 def test_one_that_was_ready_is_started_again_at_once_however_often_it_ends() -> None:
     bench = Bench()
     bench.run()
