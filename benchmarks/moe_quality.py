@@ -117,7 +117,7 @@ def main() -> None:
         model = read_expert_model(chosen.model or made_model(folder))
         tool, program = programs(chosen.bin_dir)
         began = time.monotonic()
-        counts = from_imatrix(chosen.imatrix, model) if chosen.imatrix else calibrate(tool, model, os.environ)
+        counts = from_imatrix(chosen.imatrix, model.experts) if chosen.imatrix else calibrate(tool, model, os.environ)
         ranking_s = time.monotonic() - began
         measure = Measure(program, chosen.text or own_text(folder, chosen.chunks), chosen.chunks, folder)
         compare(model, counts.layers, measure, [float(share) for share in chosen.shares.split(",")])

@@ -44,7 +44,8 @@ def moe() -> None:
     """Models of many experts, in parts that nodes run independently.
 
     Each part is a model of its own: the core and the experts that are used most, and some of the others. Nothing flows between
-    nodes; a conversation stays on one. MODEL is a path, or the name of an installed model.
+    nodes; a conversation stays on one. MODEL is a path, or a model's name as
+    for 'agentmesh download': of one that is not installed, only the bytes that a part holds are fetched.
     """
 
 

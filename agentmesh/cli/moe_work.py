@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agentmesh.cli.output import note, safe_line
-from agentmesh.core.errors import InvalidInput, NotFound
+from agentmesh.core.errors import InvalidInput
 from agentmesh.core.paths import Home
 
 if TYPE_CHECKING:
     from agentmesh.inference.logic.moe import Kept, MoePlan, NodeRoom, Ranking
     from agentmesh.inference.models.expert_ranking import ExpertCounts
-    from agentmesh.inference.models.shard import ShardProgress, SplitModel
+    from agentmesh.inference.models.hub import Hub
+    from agentmesh.inference.models.shard import ShardFile, ShardProgress, SplitModel
+    from agentmesh.inference.models.shard_hub import RemoteModel
 
 REDRAW_S: Final = 0.1
 STEPS: Final = 10
@@ -31,22 +33,32 @@ class ModelWork:
     """One model, and what is done with it."""
 
     def __init__(self, name: str) -> None:
+        from agentmesh.inference.logic.model_files import model_id
         from agentmesh.inference.models.shard import read_expert_model
 
         self.home = Home.from_environment()
         self.name = name
-        self.model: SplitModel = read_expert_model(_installed(name))
-        self.count = self.model.experts.expert_count
+        path = _installed(name)
+        self.model: SplitModel | RemoteModel = _on_hub(name) if path is None else read_expert_model(path)
+        first = self.model.files[0]
+        self.id = model_id(first.name if isinstance(first, Path) else first.path)
+        self.experts = self.model.experts
+        self.count = self.experts.expert_count
         self._source = ""
+        if path is None:
+            note(f"{self.id} is not on this machine; only what is needed of it is fetched")
 
     @property
     def source(self) -> str:
         """The model's content by hash: a minute for 40 GB the first time."""
         if not self._source:
             from agentmesh.inference.models.identity import FileIdentities
+            from agentmesh.inference.models.shard_hub import RemoteModel
             from agentmesh.inference.models.shard_store import source_digest
 
-            self._source = source_digest(self.model.files, FileIdentities.of_home(self.home))
+            model = self.model
+            remote = isinstance(model, RemoteModel)
+            self._source = model.source if remote else source_digest(model.files, FileIdentities.of_home(self.home))
         return self._source
 
     def known_counts(self, imatrix: Path | None) -> ExpertCounts:
@@ -54,17 +66,23 @@ class ModelWork:
         from agentmesh.inference.models.expert_ranking import UNRANKED, RememberedCounts, from_imatrix
 
         if imatrix is not None:
-            return from_imatrix(imatrix, self.model)
+            return from_imatrix(imatrix, self.experts)
         remembered = RememberedCounts.of_home(self.home)
-        return (remembered.recall(self.source, self.model) if remembered.any() else None) or UNRANKED
+        return (remembered.recall(self.source, self.experts) if remembered.any() else None) or UNRANKED
 
     def counts(self, imatrix: Path | None, bin_dir: Path | None, *, again: bool = False) -> ExpertCounts:
         """The same, and measured now when it must be and an engine can."""
         from agentmesh.inference.logic.moe import SOURCE_NONE
         from agentmesh.inference.models.expert_ranking import RememberedCounts, calibrate
+        from agentmesh.inference.models.shard_hub import RemoteModel
 
         known = self.known_counts(imatrix)
         if imatrix is not None or (known.source != SOURCE_NONE and not again):
+            return known
+        if isinstance(self.model, RemoteModel):
+            note(
+                "a model that is not on this machine cannot be measured; --imatrix takes counts that somebody else has"
+            )
             return known
         program = _imatrix_program(self.home, bin_dir)
         if program is None:
@@ -78,7 +96,7 @@ class ModelWork:
     def ranking(self, counts: ExpertCounts) -> Ranking:
         from agentmesh.inference.logic.moe import rank
 
-        return rank(counts.layers, self.model.experts.layers, self.count, counts.source)
+        return rank(counts.layers, self.experts.layers, self.count, counts.source)
 
     def minimum(self, asked: int | None) -> int:
         """Raises: InvalidInput: more are asked for than there are, or fewer than a token uses."""
@@ -86,11 +104,11 @@ class ModelWork:
 
         if asked is not None:
             self.check_experts(asked)
-        return minimum_experts(self.count, self.model.experts.used_count, asked or _catalog_minimum(self.model))
+        return minimum_experts(self.count, self.experts.used_count, asked or _catalog_minimum(self.id))
 
     def check_experts(self, asked: int) -> int:
         """Raises: InvalidInput: the model has not so many, or uses more for a single token."""
-        used = self.model.experts.used_count
+        used = self.experts.used_count
         if not used <= asked <= self.count:
             raise InvalidInput(
                 f"The model uses {used} of {self.count} experts for a token; choose from {used} to {self.count}."
@@ -101,7 +119,7 @@ class ModelWork:
         from agentmesh.cli.node import parse_gigabytes
         from agentmesh.inference.logic.moe import NodeRoom
 
-        experts = self.model.experts
+        experts = self.experts
         most = None if max_gb is None else experts.experts_in(parse_gigabytes(max_gb))
         width = len(str(nodes))
         return [NodeRoom(f"node {number:>{width}}", most) for number in range(1, nodes + 1)]
@@ -136,29 +154,36 @@ class ModelWork:
 
     def write(self, kept: Kept, output: Path | None) -> dict[str, Any]:
         """The part, in the home's shards or in a folder of the user's."""
-        from agentmesh.inference.logic.model_files import model_id
-        from agentmesh.inference.models.shard import LocalParts, layout_of, write_shard
         from agentmesh.inference.models.shard_store import ShardStore, shard_key
 
         with WriteProgress() as progress:
             if output is None:
                 store = ShardStore.of_home(self.home)
-                record = store.make(self.model, self.source, kept, progress)
+                record = store.keep(
+                    self.id, self.experts, self.source, kept, lambda target: self._write_to(target, kept, progress)
+                )
                 path, size, sha256 = store.path(record), record.size_bytes, record.sha256
             else:
-                key = shard_key(self.source, kept)
-                name = f"{model_id(self.model.files[0].name)}-{len(kept[0])}of{self.count}-{key[:8]}.gguf"
-                with LocalParts.open(self.model.files) as parts:
-                    layout = layout_of(self.model.headers, self.model.experts, parts, kept, self.source)
-                    done = write_shard(layout, parts, output / name, check=parts.check_unchanged, progress=progress)
+                name = f"{self.id}-{len(kept[0])}of{self.count}-{shard_key(self.source, kept)[:8]}.gguf"
+                done = self._write_to(output / name, kept, progress)
                 path, size, sha256 = done.path, done.size_bytes, done.sha256
         return {"path": str(path), "size_bytes": size, "sha256": sha256, "experts": len(kept[0])}
+
+    def _write_to(self, target: Path, kept: Kept, progress: ShardProgress) -> ShardFile:
+        from agentmesh.inference.models.shard import LocalParts, layout_of, write_shard
+        from agentmesh.inference.models.shard_hub import RemoteModel, fetch_shard
+
+        if isinstance(self.model, RemoteModel):
+            return fetch_shard(self.model, _hub(), kept, target, progress)
+        with LocalParts.open(self.model.files) as parts:
+            layout = layout_of(self.model.headers, self.experts, parts, kept, self.source)
+            return write_shard(layout, parts, target, check=parts.check_unchanged, progress=progress)
 
     def rows(self, plan: MoePlan, counts: ExpertCounts) -> list[dict[str, Any]]:
         """A row a node."""
         from agentmesh.inference.logic.moe import routing_share
 
-        experts = self.model.experts
+        experts = self.experts
         return [
             {
                 "node": shard.name,
@@ -173,11 +198,9 @@ class ModelWork:
 
     def summary(self, counts: ExpertCounts) -> dict[str, Any]:
         """What holds for the model."""
-        from agentmesh.inference.logic.model_files import model_id
-
-        experts = self.model.experts
+        experts = self.experts
         return {
-            "model": model_id(self.model.files[0].name),
+            "model": self.id,
             "architecture": experts.architecture,
             "experts": experts.expert_count,
             "experts_used": experts.used_count,
@@ -219,25 +242,36 @@ class ModelWork:
         return f"{row['node']:<8} {row['experts']:>4} of {self.count} experts, {row['own_experts']} its own, {size:>9}{known}"
 
 
-def _installed(name: str) -> Path:
-    """Raises: NotFound: it is in the catalog or on the hub, but not here."""
+def _installed(name: str) -> Path | None:
     from agentmesh.inference.logic.reference import parse_reference
     from agentmesh.inference.models.cache import HubCache
     from agentmesh.inference.models.local import find_local
     from agentmesh.inference.models.settings import HubSettings
 
     settings = HubSettings.from_environment()
-    path = find_local(parse_reference(name, settings.endpoint), HubCache(settings.cache))
-    if path is None:
-        raise NotFound(f"'{name}' is not on this machine. Get it with: agentmesh download {name}")
-    return path
+    return find_local(parse_reference(name, settings.endpoint), HubCache(settings.cache))
 
 
-def _catalog_minimum(model: SplitModel) -> int | None:
-    from agentmesh.inference.logic.model_files import model_id
+def _on_hub(name: str) -> RemoteModel:
+    """The headers of a model that is not here."""
+    from agentmesh.inference.logic.reference import parse_reference
+    from agentmesh.inference.models.download import plan
+    from agentmesh.inference.models.shard_hub import read_remote_model
+
+    hub = _hub()
+    return read_remote_model(plan(parse_reference(name, hub.settings.endpoint), hub).model, hub)
+
+
+def _hub() -> Hub:
+    from agentmesh.inference.models.hub import Hub
+    from agentmesh.inference.models.settings import HubSettings
+
+    return Hub(HubSettings.from_environment())
+
+
+def _catalog_minimum(name: str) -> int | None:
     from agentmesh.inference.models.catalog import catalog
 
-    name = model_id(model.files[0].name)
     return next((entry.minimum_experts for entry in catalog() if entry.id == name), None)
 
 

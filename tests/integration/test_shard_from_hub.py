@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from agentmesh.cli.moe import moe
 from agentmesh.inference.models import shard_hub
 from agentmesh.inference.models.errors import HubError, HubUnavailable, ModelFileUnusable
+from agentmesh.inference.models.gguf import read_model
 from agentmesh.inference.models.hub import Hub
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.models.settings import HubSettings
@@ -105,3 +109,25 @@ def test_what_cannot_be_cut_is_refused_with_only_the_header_read(tmp_path: Path)
             read_remote_model([listing.files["junk.gguf"]], hub)
         with pytest.raises(ModelFileUnusable, match="is not part 1 of 2"):
             read_remote_model([listing.files["new.gguf"]] * 2, hub)
+
+
+def test_the_commands_plan_and_split_a_model_that_is_not_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(world.folder / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", world.server.endpoint)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    name = f"{REPO}/{world.files[0].name}"
+    plan = CliRunner().invoke(moe, ["plan", name, "--nodes", "2", "--json"], standalone_mode=False)
+    assert plan.exception is None
+    assert "is not on this machine; only what is needed of it is fetched" in plan.stderr
+    rows = json.loads(plan.stdout)["nodes"]
+    split = CliRunner().invoke(moe, ["split", name, "--node", "1", "--json"], standalone_mode=False)
+    assert split.exception is None
+    assert "cannot be measured" in split.stderr
+    (part,) = json.loads(split.stdout)["parts"]
+    assert read_model(Path(part["path"])).facts.weight_bytes == rows[0]["weight_bytes"]
+    local = CliRunner().invoke(
+        moe, ["split", str(world.files[0]), "--node", "1", "--no-rank", "--json"], standalone_mode=False
+    )
+    assert json.loads(local.stdout)["parts"] == [part], "the same shard of the same content, found again"
+    assert not list((world.folder / "hf").rglob("*.gguf"))

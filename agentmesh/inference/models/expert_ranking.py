@@ -20,6 +20,7 @@ from agentmesh.core.errors import StorageError
 from agentmesh.core.paths import Home
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.run_program import Ran, run_bounded
+from agentmesh.inference.logic.expert_tensors import ExpertModel
 from agentmesh.inference.logic.moe import SOURCE_CALIBRATION, SOURCE_IMATRIX, SOURCE_NONE
 from agentmesh.inference.models.imatrix import read_counts
 from agentmesh.inference.models.shard import SplitModel
@@ -46,9 +47,9 @@ class ExpertCounts(msgspec.Struct, frozen=True):
 UNRANKED: Final = ExpertCounts(SOURCE_NONE, {})
 
 
-def from_imatrix(path: Path, model: SplitModel) -> ExpertCounts:
+def from_imatrix(path: Path, experts: ExpertModel) -> ExpertCounts:
     """The counts of a file that the user gives. Raises: ModelFileUnusable: see read_counts."""
-    return ExpertCounts(SOURCE_IMATRIX, read_counts(path, model.experts))
+    return ExpertCounts(SOURCE_IMATRIX, read_counts(path, experts))
 
 
 class RememberedCounts:
@@ -65,15 +66,15 @@ class RememberedCounts:
         """Whether anything is remembered: else nobody need read a model of 40 GB to know its content."""
         return next(self._folder.glob("*.json"), None) is not None
 
-    def recall(self, source: str, model: SplitModel) -> ExpertCounts | None:
+    def recall(self, source: str, experts: ExpertModel) -> ExpertCounts | None:
         """What is known of the model whose content has this hash."""
         try:
             with self._path(source).open("rb") as file:
                 known = msgspec.json.decode(file.read(MAX_REMEMBERED_BYTES), type=ExpertCounts)
         except (OSError, msgspec.MsgspecError):
             return None
-        fits = all(len(counts) == model.experts.expert_count for counts in known.layers.values())
-        return known if fits and set(known.layers) <= set(model.experts.layers) else None
+        fits = all(len(counts) == experts.expert_count for counts in known.layers.values())
+        return known if fits and set(known.layers) <= set(experts.layers) else None
 
     def remember(self, source: str, counts: ExpertCounts) -> None:
         """Keep it. Raises: StorageError: the disk does not take it."""

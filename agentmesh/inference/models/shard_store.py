@@ -18,6 +18,7 @@ import msgspec
 from agentmesh.control.lock import FileLock
 from agentmesh.core.errors import StorageError
 from agentmesh.core.paths import Home
+from agentmesh.inference.logic.expert_tensors import ExpertModel
 from agentmesh.inference.logic.model_files import model_id
 from agentmesh.inference.logic.moe import Kept
 from agentmesh.inference.models.download import FreeBytes
@@ -116,20 +117,32 @@ class ShardStore:
             NoSpace, StorageError: the disk does not take it, or another process is writing it for an hour.
             ModelFileUnusable: the model cannot be read, or not be cut so.
         """
-        key = shard_key(source, kept)
-        place = self.folder / key
-        with LocalParts.open(model.files) as parts:
-            layout = layout_of(model.headers, model.experts, parts, kept, source)
-            with self._locked(key):
-                known = self.find(key)
-                if known is not None:
-                    return known
-                target = place / f"{model_id(model.files[0].name)}.gguf"
+
+        def write(target: Path) -> ShardFile:
+            with LocalParts.open(model.files) as parts:
+                layout = layout_of(model.headers, model.experts, parts, kept, source)
                 check: Callable[[], None] = parts.check_unchanged
-                done = write_shard(layout, parts, target, check=check, progress=progress, free_bytes=free_bytes)
-                record = _record_of(key, source, model, kept, done)
-                self._save(place, record)
-                return record
+                return write_shard(layout, parts, target, check=check, progress=progress, free_bytes=free_bytes)
+
+        return self.keep(model_id(model.files[0].name), model.experts, source, kept, write)
+
+    def keep(
+        self, model: str, experts: ExpertModel, source: str, kept: Kept, write: Callable[[Path], ShardFile]
+    ) -> ShardRecord:
+        """The same for whoever has another way to `write` it to a path. What that raises is raised."""
+        key = shard_key(source, kept)
+        with self._locked(key):
+            known = self.find(key)
+            if known is not None:
+                return known
+            place = self.folder / key
+            done = write(place / f"{model}.gguf")
+            count, layers = experts.expert_count, experts.layers
+            record = ShardRecord(
+                key, model, source, done.path.name, done.sha256, done.size_bytes, len(kept[0]), count, layers, kept
+            )
+            self._save(place, record)
+            return record
 
     def records(self) -> list[ShardRecord]:
         """All shards with a record, by model and size."""
@@ -171,19 +184,3 @@ class ShardStore:
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise StorageError(f"{folder / RECORD} could not be written: {error.strerror}.") from error
-
-
-def _record_of(key: str, source: str, model: SplitModel, kept: Kept, done: ShardFile) -> ShardRecord:
-    experts = model.experts
-    return ShardRecord(
-        key=key,
-        model=model_id(model.files[0].name),
-        source=source,
-        file=done.path.name,
-        sha256=done.sha256,
-        size_bytes=done.size_bytes,
-        expert_count=len(kept[0]),
-        source_expert_count=experts.expert_count,
-        layers=experts.layers,
-        kept=kept,
-    )

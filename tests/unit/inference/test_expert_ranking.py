@@ -53,11 +53,11 @@ def write_imatrix(path: Path, counts: dict[int, tuple[float, ...]], *, kind: str
 
 
 def test_counts_are_those_of_the_tokens_routed_to_each_expert(model: SplitModel, tmp_path: Path) -> None:
-    assert from_imatrix(write_imatrix(tmp_path / "i.gguf", COUNTS), model) == ExpertCounts("imatrix", COUNTS)
+    assert from_imatrix(write_imatrix(tmp_path / "i.gguf", COUNTS), model.experts) == ExpertCounts("imatrix", COUNTS)
 
 
 def test_a_matrix_of_some_layers_is_taken_for_those(model: SplitModel, tmp_path: Path) -> None:
-    found = from_imatrix(write_imatrix(tmp_path / "i.gguf", {1: COUNTS[1]}), model)
+    found = from_imatrix(write_imatrix(tmp_path / "i.gguf", {1: COUNTS[1]}), model.experts)
     assert found.layers == {1: COUNTS[1]}
 
 
@@ -78,16 +78,16 @@ def test_files_that_are_no_counts_of_this_model_are_refused(model: SplitModel, t
         (write_imatrix(tmp_path / "negative.gguf", {0: (1.0, -1.0, 1.0, 1.0)}), "damaged"),
     ):
         with pytest.raises(ModelFileUnusable, match=said):
-            from_imatrix(path, model)
+            from_imatrix(path, model.experts)
 
 
 def test_what_was_measured_is_remembered_by_content(model: SplitModel, tmp_path: Path) -> None:
     remembered = RememberedCounts.of_home(Home(tmp_path / "home"))
     measured = ExpertCounts("calibration", COUNTS)
-    assert remembered.recall("aa", model) is None
+    assert remembered.recall("aa", model.experts) is None
     remembered.remember("aa", measured)
-    assert remembered.recall("aa", model) == measured
-    assert remembered.recall("bb", model) is None
+    assert remembered.recall("aa", model.experts) == measured
+    assert remembered.recall("bb", model.experts) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_was_measured_is_remembered_by_content(model: SplitModel, tmp_path:
 def test_a_memory_that_is_damaged_or_of_another_model_is_none(model: SplitModel, tmp_path: Path, text: str) -> None:
     remembered = RememberedCounts(tmp_path)
     (tmp_path / "aa.json").write_text(text)
-    assert remembered.recall("aa", model) is None
+    assert remembered.recall("aa", model.experts) is None
 
 
 def imatrix_program(folder: Path, made: Path, before: str = "") -> Path:
