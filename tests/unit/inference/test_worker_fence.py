@@ -82,3 +82,11 @@ def test_a_server_is_ended_once() -> None:
 def test_a_term_that_no_host_can_have_is_refused(term: int) -> None:
     [refused] = WorkerFence().handle(JobAsked(Job(term, b"a")))
     assert isinstance(refused, Refuse)
+
+
+def test_a_host_that_is_older_than_the_one_that_waits_is_refused() -> None:
+    fence = fence_with(OLD)
+    fence.handle(JobAsked(NEWEST))
+    [refused] = fence.handle(JobAsked(NEW))
+    assert isinstance(refused, Refuse)
+    assert fence.handle(ServerEnded(OLD)) == [Admit(NEWEST)]
