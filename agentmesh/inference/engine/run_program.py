@@ -22,6 +22,7 @@ from agentmesh.inference.threads import in_daemon_thread
 
 _POLL_S: Final = 0.05
 _READ_BYTES: Final = 65_536
+_PIPE_BYTES: Final = 65_536  # what a pipe holds on Linux and macOS (pipe(7))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _collect(
         if ended_at is None and _has_ended(process):
             ended_at = now
         if ended_at is not None and now - ended_at >= LINGER_S:
-            return bytes(collected), False, False
+            return bytes(collected + _left_in_pipe(poller, descriptor)), False, False
         if now >= deadline or stop.is_set():
             return bytes(collected), ended_at is None, False
         if not poller.poll(_POLL_S * 1000):
@@ -117,6 +118,17 @@ def _collect(
         collected += chunk
         if len(collected) > max_bytes:
             return bytes(collected), False, True
+
+
+def _left_in_pipe(poller: select.poll, descriptor: int) -> bytes:
+    """What was written before the end and is not read yet: on a busy machine we may come back long after. One pipe's worth."""
+    left = bytearray()
+    while len(left) < _PIPE_BYTES and poller.poll(0):
+        chunk = os.read(descriptor, _READ_BYTES)
+        if not chunk:
+            break
+        left += chunk
+    return bytes(left)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
