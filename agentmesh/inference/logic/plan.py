@@ -164,6 +164,11 @@ def _wrong_numbers(wish: Wish) -> str | None:
         return "--tensor-split takes numbers that are not negative, not all zero: one a node, workers first, the host last."
     if not 2 <= len(numbers) <= MAX_WORKERS + 1:
         return f"--tensor-split has {len(numbers)} numbers; a split has 2 to {MAX_WORKERS + 1} nodes: workers first, the host last."
+    if len(numbers) <= wish.min_peers:
+        return (
+            f"--tensor-split has {len(numbers)} numbers, one a node, but --min-peers asks for {wish.min_peers} workers "
+            "beside the host. Change one of them."
+        )
     if sum(numbers[:-1]) <= 0:
         return "--tensor-split gives nothing to any worker. The numbers are for the workers first, for the host last."
     return None

@@ -291,6 +291,12 @@ def test_numbers_that_cannot_be_are_refused(numbers: tuple[float, ...], said: st
     assert said in outcome.sentence
 
 
+def test_numbers_for_fewer_nodes_than_min_peers_asks_for_are_refused() -> None:
+    outcome = wait(THREE, Wish(tensor_split=(1, 1), min_peers=2))
+    assert outcome.code is WaitCode.TENSOR_SPLIT
+    assert "--min-peers asks for 2" in outcome.sentence
+
+
 # ------------------------------------------------------------------ waiting
 
 
