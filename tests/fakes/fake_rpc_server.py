@@ -9,18 +9,16 @@ import asyncio
 from dataclasses import dataclass, field
 
 from agentmesh.core.errors import ProtocolError
+from agentmesh.inference.logic.rpc_tensor import TENSOR_BYTES, Tensor, build_tensor
 from agentmesh.inference.logic.rpc_wire import (
     CAPABILITY_BYTES,
-    TENSOR_BYTES,
     WITHOUT_REPLY,
     Body,
     Command,
     Request,
     RequestParser,
-    Tensor,
     build_reply,
     build_request,
-    build_tensor,
 )
 
 BASE = 1 << 20

@@ -11,7 +11,7 @@ import numpy as np
 
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.logic.gguf_header import Tensor as FileTensor
-from agentmesh.inference.logic.rpc_wire import build_tensor
+from agentmesh.inference.logic.rpc_tensor import build_tensor
 from agentmesh.inference.models.gguf import part_files, read_header
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.rpc.exit import RpcExits, RpcJob

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.inference.logic.rpc_wire import Command, build_request, build_tensor
+from agentmesh.inference.logic.rpc_tensor import build_tensor
+from agentmesh.inference.logic.rpc_wire import Command, build_request
 from agentmesh.inference.rpc.weights import WeightHashes
 from tests.fakes.fake_rpc_server import BASE, FakeRpcServer, activation
 from tests.fakes.mesh_nodes import eventually

@@ -16,7 +16,8 @@ from agentmesh.inference.logic.rpc_stream import (
     frame_of,
     opened_decoder,
 )
-from agentmesh.inference.logic.rpc_wire import Command, build_request, build_tensor
+from agentmesh.inference.logic.rpc_tensor import build_tensor
+from agentmesh.inference.logic.rpc_wire import Command, build_request
 from agentmesh.inference.rpc.duplex import read_frame
 from agentmesh.mesh.transport import Stream
 from tests.fakes.fake_rpc_server import FakeRpcServer

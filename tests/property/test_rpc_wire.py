@@ -13,6 +13,7 @@ from agentmesh.core.errors import ProtocolError
 from agentmesh.inference.logic.rpc_deflate import DeflateChoice, Deflater, Inflater
 from agentmesh.inference.logic.rpc_limits import INFLATE_BLOCK_BYTES, MAX_PIECE_BYTES
 from agentmesh.inference.logic.rpc_stream import STREAM_SHAPES, RelayCommand
+from agentmesh.inference.logic.rpc_tensor import Tensor, build_tensor
 from agentmesh.inference.logic.rpc_wire import (
     REPLY_BYTES,
     REQUEST_SHAPES,
@@ -23,10 +24,8 @@ from agentmesh.inference.logic.rpc_wire import (
     ReplyParser,
     Request,
     RequestParser,
-    Tensor,
     build_reply,
     build_request,
-    build_tensor,
     reply_size,
 )
 

@@ -1,4 +1,4 @@
-"""llama.cpp's RPC protocol, version 7: commands and their sizes, tensors, and parsers and builders for both directions. No I/O.
+"""llama.cpp's RPC protocol, version 7: commands and their sizes, and parsers and builders for both directions. No I/O.
 
 Source: ggml/src/ggml-rpc/ggml-rpc.cpp. A request is a command (u8), a size (u64) and a payload; a reply a size and a payload; all
 little-endian, structures packed. Seven commands have no reply: a parser that waited for one of those would lose step.
@@ -16,19 +16,15 @@ from enum import IntEnum
 from typing import Final, TypeAlias
 
 from agentmesh.core.errors import ProtocolError
-from agentmesh.inference.logic.gguf_header import TENSOR_TYPES
 from agentmesh.inference.logic.rpc_limits import MAX_GRAPH_BYTES, MAX_OUTSTANDING_REPLIES, MAX_TENSOR_BYTES
+from agentmesh.inference.logic.rpc_tensor import TENSOR_BYTES
 
 PROTOCOL_MAJOR: Final = 7
 PROTOCOL_MINOR: Final = 0
 REQUEST_HEAD_BYTES: Final = 9
 REPLY_HEAD_BYTES: Final = 8
-TENSOR_BYTES: Final = 296
-NAME_AT: Final = 228
-NAME_BYTES: Final = 64
 SET_TENSOR_HEAD_BYTES: Final = TENSOR_BYTES + 1 + 8
 CAPABILITY_BYTES: Final = 24
-_DIMENSIONS: Final = 4
 
 
 class Command(IntEnum):
@@ -114,83 +110,6 @@ REPLY_BYTES: Final[Mapping[int, int]] = {
     Command.HELLO: 4 + CAPABILITY_BYTES,
     Command.DEVICE_COUNT: 4,
 }
-
-
-# ------------------------------------------------------------------ tensors
-
-
-class Tensor:
-    """A view of a serialised tensor: the fields that a relay looks at. Nothing is copied."""
-
-    __slots__ = ("_view",)
-
-    def __init__(self, payload: bytes | memoryview, at: int = 0) -> None:
-        self._view = memoryview(payload)[at : at + TENSOR_BYTES]
-        if len(self._view) != TENSOR_BYTES:
-            raise ProtocolError(f"A tensor has {TENSOR_BYTES} bytes, not {len(self._view)}.")
-
-    @property
-    def id(self) -> int:
-        return self._integer(0, 8)
-
-    @property
-    def type_number(self) -> int:
-        return self._integer(8, 4)
-
-    @property
-    def buffer(self) -> int:
-        return self._integer(12, 8)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements in each of four dimensions."""
-        return tuple(self._integer(20 + 4 * d, 4) for d in range(_DIMENSIONS))
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Bytes from one to the next, in each of four dimensions."""
-        return tuple(self._integer(36 + 4 * d, 4) for d in range(_DIMENSIONS))
-
-    @property
-    def data(self) -> int:
-        """The address on the worker."""
-        return self._integer(220, 8)
-
-    @property
-    def name(self) -> str | None:
-        """None: it is no UTF-8, so no tensor of a file."""
-        raw = bytes(self._view[NAME_AT : NAME_AT + NAME_BYTES])
-        try:
-            return raw.split(b"\0", 1)[0].decode("utf-8")
-        except UnicodeDecodeError:
-            return None
-
-    @property
-    def size_bytes(self) -> int | None:
-        """Of all its elements, packed; None where type or shape cannot be."""
-        block = TENSOR_TYPES.get(self.type_number)
-        if block is None or self.shape[0] % block[0]:
-            return None
-        elements = 1
-        for length in self.shape:
-            elements *= length
-        return elements // block[0] * block[1]
-
-    def _integer(self, at: int, width: int) -> int:
-        return int.from_bytes(self._view[at : at + width], "little")
-
-
-def build_tensor(
-    name: str, type_number: int, shape: tuple[int, ...], *, id_: int = 1, buffer: int = 1, data: int = 0
-) -> bytes:
-    """A serialised tensor with these fields, all others zero."""
-    padded = (*shape, *([1] * (_DIMENSIONS - len(shape))))
-    head = id_.to_bytes(8, "little") + type_number.to_bytes(4, "little") + buffer.to_bytes(8, "little")
-    lengths = b"".join(length.to_bytes(4, "little") for length in padded)
-    before_data = (head + lengths).ljust(220, b"\0")
-    return (before_data + data.to_bytes(8, "little") + name.encode().ljust(NAME_BYTES, b"\0")).ljust(
-        TENSOR_BYTES, b"\0"
-    )
 
 
 # ------------------------------------------------------------------ parsing

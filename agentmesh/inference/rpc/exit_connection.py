@@ -19,6 +19,7 @@ from agentmesh.inference.logic.rpc_limits import (
 )
 from agentmesh.inference.logic.rpc_memory import Allocations
 from agentmesh.inference.logic.rpc_stream import STREAM_SHAPES, Device, RelayCommand, deflated_inner
+from agentmesh.inference.logic.rpc_tensor import Tensor
 from agentmesh.inference.logic.rpc_wire import (
     REPLY_BYTES,
     SET_TENSOR_HEAD_BYTES,
@@ -28,7 +29,6 @@ from agentmesh.inference.logic.rpc_wire import (
     ReplyParser,
     Request,
     RequestParser,
-    Tensor,
     build_reply,
     build_request,
     hello_request,

@@ -19,15 +19,14 @@ from agentmesh.inference.logic.rpc_limits import (
     SMALL_TENSOR_BYTES,
 )
 from agentmesh.inference.logic.rpc_stream import Opened, RelayCommand
+from agentmesh.inference.logic.rpc_tensor import TENSOR_BYTES, Tensor
 from agentmesh.inference.logic.rpc_wire import (
-    TENSOR_BYTES,
     Body,
     Command,
     Reply,
     ReplyParser,
     Request,
     RequestParser,
-    Tensor,
     build_reply,
     build_request,
     hello_reply,
