@@ -42,8 +42,9 @@ def mesh(real_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def tiny(path: Path, seed: int = 1) -> Path:
-    """A model of random weights that says bytes."""
-    return write_tiny(path, replace(LLAMA, context=8_192, seed=seed))[0]
+    """A quantised model of random weights that says bytes. Wide enough for every kernel that an engine may have."""
+    shape = replace(LLAMA, context=8_192, seed=seed, quantised=True, embedding=256, feed_forward=512)
+    return write_tiny(path, shape)[0]
 
 
 def answer_of(model: str) -> str:

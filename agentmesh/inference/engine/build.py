@@ -29,7 +29,7 @@ import msgspec
 from agentmesh.control.lock import FileLock
 from agentmesh.core.paths import Home
 from agentmesh.inference.engine.child import Stopped, run_logged
-from agentmesh.inference.engine.cpu_features import cpu_features
+from agentmesh.inference.engine.cpu_features import cpu_features, cpu_options
 from agentmesh.inference.engine.errors import BuildFailed
 from agentmesh.inference.engine.limits import (
     BUILD_TIMEOUT_S,
@@ -208,7 +208,7 @@ def _build(request: InstallRequest, flavor: str, work: Path, say: Say, progress:
         system=sys.platform,
         machine=platform.machine(),
         cpu_features=tuple(sorted(cpu_features())),
-        options=request.pin.options(flavor),
+        options=(*request.pin.options(flavor), *cpu_options()),
         built_at=int(time.time()),
         build_s=round(time.monotonic() - started, 1),
     )
@@ -234,10 +234,11 @@ def _compile(
     progress: Callable[[str, int], None],
 ) -> None:
     generator = ("-G", tools.generator) if tools.generator else ()
+    options = (*request.pin.options(flavor), *cpu_options())
     folder = work / "build"
     progress("configuring", 0)
     configured = run_logged(
-        (tools.cmake, *generator, "-S", str(work / "source"), "-B", str(folder), *request.pin.options(flavor)),
+        (tools.cmake, *generator, "-S", str(work / "source"), "-B", str(folder), *options),
         log=log,
         environ=tools.environ,
         timeout_s=CONFIGURE_TIMEOUT_S,

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from agentmesh.core.paths import Home
-from agentmesh.inference.engine.cpu_features import cpu_features
+from agentmesh.inference.engine.cpu_features import cpu_features, cpu_options
 from agentmesh.inference.engine.limits import MAX_BUILDS, MAX_RECORD_BYTES
 from agentmesh.inference.engine.pin import FLAVORS, Pin
 
@@ -65,7 +65,14 @@ def build_key(pin: Pin, flavor: str) -> str:
     Raises:
         UnknownFlavor: there is none of this name.
     """
-    parts = (pin.source.sha256, *pin.options(flavor), *pin.build.targets, sys.platform, platform.machine())
+    parts = (
+        pin.source.sha256,
+        *pin.options(flavor),
+        *cpu_options(),
+        *pin.build.targets,
+        sys.platform,
+        platform.machine(),
+    )
     digest = hashlib.sha256("\0".join((*parts, "", *sorted(cpu_features()))).encode()).hexdigest()
     return f"{pin.source.commit}-{flavor}-{platform.machine()}-{digest[:12]}"
 
