@@ -167,6 +167,20 @@ def test_a_port_that_is_taken_and_named_is_refused(nodes: Nodes) -> None:
         assert port in refused(nodes.home(), "--console", port, code=1)
 
 
+def test_a_port_of_the_model_api_that_is_taken_and_named_is_refused(nodes: Nodes) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = refused(nodes.home(), "--port", port, code=1)
+        assert f"Port {port} is in use" in said
+        assert "--port" in said
+
+
+def test_the_model_api_is_not_opened_to_other_machines_without_a_key(nodes: Nodes) -> None:
+    assert "--api-key @FILE" in refused(nodes.home(), "--listen-all", code=2)
+
+
 def test_a_udp_port_that_is_taken_and_named_is_refused(nodes: Nodes) -> None:
     first = nodes.start()
     port = str(first.json("status")["bind_port"])
