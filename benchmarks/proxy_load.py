@@ -14,11 +14,11 @@ import time
 
 import uvloop
 
-BODY = b'{"model":"m","messages":[{"role":"system","content":"You are helpful."},{"role":"user","content":"What is a mesh?"}]%b}'
+BODY = b'{"model":"%b","messages":[{"role":"system","content":"You are helpful."},{"role":"user","content":"What is a mesh?"}]%b}'
 
 
-def request(stream: bool) -> bytes:
-    body = BODY % (b',"stream":true' if stream else b"")
+def request(stream: bool, model: str = "m") -> bytes:
+    body = BODY % (model.encode(), b',"stream":true' if stream else b"")
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
         b"Content-Type: application/json\r\nUser-Agent: OpenAI/Python 2.1.0\r\nX-Stainless-Lang: python\r\n"
@@ -29,8 +29,8 @@ def request(stream: bool) -> bytes:
 class Load:
     """What all connections count together."""
 
-    def __init__(self, stream: bool) -> None:
-        self.request = request(stream)
+    def __init__(self, stream: bool, model: str = "m") -> None:
+        self.request = request(stream, model)
         self.stream = stream
         self.requests = self.chunks = self.errors = 0
         self.running = True
@@ -87,9 +87,9 @@ class Connection(asyncio.Protocol):
             self._load.errors += 1
 
 
-async def run(port: int, connections: int, seconds: float, stream: bool) -> dict[str, float]:
+async def run(port: int, connections: int, seconds: float, stream: bool, model: str) -> dict[str, float]:
     loop = asyncio.get_running_loop()
-    load = Load(stream)
+    load = Load(stream, model)
     began = time.perf_counter()
     for _ in range(connections):
         await loop.create_connection(lambda: Connection(load), "127.0.0.1", port)
@@ -113,8 +113,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--model", default="m")
     options = parser.parse_args()
-    print(json.dumps(uvloop.run(run(options.port, options.connections, options.seconds, options.stream))))
+    loaded = run(options.port, options.connections, options.seconds, options.stream, options.model)
+    print(json.dumps(uvloop.run(loaded)))
 
 
 if __name__ == "__main__":

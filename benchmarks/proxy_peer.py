@@ -1,21 +1,25 @@
-"""What asking a peer adds to the first byte: the same engine, once on this node and once behind a peer, over real TLS on loopback.
+"""What asking a peer costs: the same engine, once on this node and once behind a peer, over real TLS on loopback.
 
-    python benchmarks/proxy_peer.py [--requests 500]
+    python benchmarks/proxy_peer.py [--requests 500] [--seconds 4]
 
-Both nodes' proxies, the mesh's fast path between them and the client live in one process, the engine in another; so what is
-shown is the whole added work of both nodes on one core, without a network. One request at a time, the two models in turn.
+Both nodes' proxies and the mesh's fast path between them live in one process, engine and load in others; so what is shown is
+the work of both nodes on one core, without a network. First one request at a time, the two models in turn; then requests a
+second and CPU time, of both nodes together. 100 streams: one member may have 128 requests at another at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -40,7 +44,7 @@ WARM_UP = 50
 
 
 def _model(name: str) -> ServedModel:
-    return ServedModel(id=name, ready=True, slots=8, context_tokens=8192, capabilities=("chat",))
+    return ServedModel(id=name, ready=True, slots=200, context_tokens=8192, capabilities=("chat",))
 
 
 def _server(me: bytes, targets: list[Target], open_peer: OpenPeer) -> ApiServer:
@@ -74,12 +78,38 @@ async def first_bytes(port: int, requests: int, streamed: bool) -> dict[str, lis
     return {name: times[WARM_UP:] for name, times in took.items()}
 
 
-async def measure(path: str, folder: Path, requests: int) -> None:
+async def _load(port: int, model: str, connections: int, seconds: float, stream: bool) -> dict[str, float]:
+    """What the load generator counted, and the CPU seconds that this process took meanwhile."""
+    arguments = ["--port", str(port), "--model", model, "--connections", str(connections), "--seconds", str(seconds)]
+    command = [sys.executable, str(ROOT / "benchmarks/proxy_load.py"), *arguments, *(["--stream"] if stream else [])]
+    began_s = time.process_time()
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return {**json.loads(output), "cpu_s": time.process_time() - began_s}
+
+
+async def under_load(port: int, seconds: float) -> None:
+    """Prints requests a second and CPU time for each way."""
+    print("\n| load | here | CPU us each | peer | CPU us each | errors |\n|---|---|---|---|---|---|")
+    for what, connections, stream in (("requests/s", 1, False), ("requests/s", 64, False), ("chunks/s", 100, True)):
+        unit = "chunks" if stream else "requests"
+        cells: list[str] = []
+        errors = 0.0
+        for name in ("slow near", "slow far") if stream else ("near", "far"):
+            got = await _load(port, name.replace(" ", "-"), connections, seconds, stream)
+            cells += [f"{got[unit] / got['seconds']:,.0f}", f"{got['cpu_s'] / max(got[unit], 1) * 1e6:.1f}"]
+            errors += got["errors"]
+        print(f"| {what}, {connections} connections | {' | '.join(cells)} | {errors:.0f} |")
+
+
+async def measure(paths: dict[str, str], folder: Path, requests: int, seconds: float) -> None:
     async with two_members(folder) as (there, here):
-        far = _server(there.public, [Target(there.public, _model("far"), EngineAddress(path))], here.bulk.open_stream)
+        behind = [Target(there.public, _model(f"{k}far"), EngineAddress(path)) for k, path in paths.items()]
+        far = _server(there.public, behind, here.bulk.open_stream)
         there.services[StreamKind.HTTP] = far.serve_peer
         dispatch = FakeDispatch(
-            [Target(here.public, _model("near"), EngineAddress(path)), Target(there.public, _model("far"))]
+            [Target(here.public, _model(f"{k}near"), EngineAddress(path)) for k, path in paths.items()]
+            + [Target(there.public, target.model) for target in behind]
         )
         own = LocalAnswers(dispatch.models, bytes, created_s=0)
         near = ApiServer(dispatch, own, ApiSettings(), here.bulk.open_stream, Metrics())
@@ -95,6 +125,7 @@ async def measure(path: str, folder: Path, requests: int) -> None:
                 f"| {kind} | {middle['near']:.2f} | {middle['far']:.2f} | {middle['far'] - middle['near']:.2f} | "
                 f"{late['far'] - middle['near']:.2f} |"
             )
+        await under_load(sock.getsockname()[1], seconds)
         assert not here.over_quic, "the fast path was not taken"
         await near.close()
         await far.close()
@@ -103,18 +134,27 @@ async def measure(path: str, folder: Path, requests: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "engine.sock")
-        command = [sys.executable, str(ROOT / "benchmarks/proxy_backend.py"), "--socket", path]
-        engine = subprocess.Popen([*command, "--chunks", "4"], stdout=subprocess.PIPE)
-        try:
-            assert engine.stdout is not None
-            engine.stdout.readline()
-            uvloop.run(measure(path, Path(folder), options.requests))
-        finally:
-            engine.kill()
-            engine.wait()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as engines:
+        paths: dict[str, str] = {}
+        for kind, arguments in (("", ["--chunks", "4"]), ("slow-", ["--chunks", "40", "--rate", "20"])):
+            paths[kind] = str(Path(folder) / f"{kind}engine.sock")
+            engines.enter_context(_engine(["--socket", paths[kind], *arguments]))
+        uvloop.run(measure(paths, Path(folder), options.requests, options.seconds))
+
+
+@contextmanager
+def _engine(arguments: list[str]) -> Iterator[None]:
+    command = [sys.executable, str(ROOT / "benchmarks/proxy_backend.py"), *arguments]
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        yield
+    finally:
+        engine.kill()
+        engine.wait()
 
 
 if __name__ == "__main__":
