@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+
+
+class Weights(StrEnum):
+    """What a worker does that lacks the model's files: fetch them from a member first, or let the weights come from the host."""
+
+    FETCH = "fetch"
+    STREAM = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """Who may use this node's memory for parts of models (`--rpc-peers`), and what happens to weights (`--weights`)."""
+
+    everyone: bool = False
+    peers: frozenset[bytes] = frozenset()
+    weights: Weights = Weights.FETCH
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is lent at all."""
+        return self.everyone or bool(self.peers)
+
+    def may_use(self, peer: bytes) -> bool:
+        return self.everyone or peer in self.peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +43,7 @@ class ServeSettings:
         bin_dir, llama_flavor: which engine.
         again: begin with what was loaded before, too.
         no_engine: a client: no models, and loading any is refused.
+        lending: of this node's memory to splits.
     """
 
     models: tuple[str, ...] = ()
@@ -29,3 +55,4 @@ class ServeSettings:
     llama_flavor: str | None = None
     again: bool = True
     no_engine: bool = False
+    lending: Lending = field(default_factory=Lending)

@@ -30,6 +30,7 @@ class StreamKind(StrEnum):
     HTTP = "http"
     RPC = "rpc"
     BLOB = "blob"
+    JOB = "job"
 
 
 class StreamHeader(msgspec.Struct, array_like=True, frozen=True):

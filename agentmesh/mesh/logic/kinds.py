@@ -98,6 +98,12 @@ NODE: Final = KindRule(
     max_lifetime_ms=HOUR_MS,  # presence grows to one every ten minutes; a ghost is gone after six missed ones
     lasting=False,
 )
+SPLIT: Final = KindRule(
+    name="split",
+    max_payload_bytes=8 * KIB,
+    max_lifetime_ms=HOUR_MS,
+    lasting=False,
+)
 
 TOMBSTONE: Final = KindRule(name="", max_payload_bytes=0, max_lifetime_ms=0, lasting=False, register=Register.ID)
 """Stands in a quota slot whose record was gone before the node started. No record can have an empty kind."""
@@ -105,7 +111,7 @@ TOMBSTONE: Final = KindRule(name="", max_payload_bytes=0, max_lifetime_ms=0, las
 
 def mesh_rules(*more: KindRule) -> dict[str, KindRule]:
     """The rules of the mesh's own kinds and of `more`, by name."""
-    rules = {rule.name: rule for rule in (MEMBER, REVOCATION, POLICY, NODE, *more)}
+    rules = {rule.name: rule for rule in (MEMBER, REVOCATION, POLICY, NODE, SPLIT, *more)}
     for rule in rules.values():
         if rule.retracts is not None and not (rule.retracts in rules and rules[rule.retracts].quota):
             raise ValueError(f"kind {rule.name} retracts {rule.retracts}, which is no quota kind here")
