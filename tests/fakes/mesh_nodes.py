@@ -75,6 +75,7 @@ class TestNode:
         transport: Callable[[NodeKey], Transport] = QuicTransport,
         *,
         fast_path: bool = False,
+        bind_host: str = "127.0.0.1",
     ) -> None:
         self.home = Home(root / name)
         self.home.prepare()
@@ -85,6 +86,7 @@ class TestNode:
         self.delivered: list[bytes] = []
         self._transport = transport
         self._fast_path = fast_path
+        self._bind_host = bind_host
 
     def found(self, policy: Policy | None = None) -> TestNode:
         """Make this node the founder of a mesh."""
@@ -113,7 +115,7 @@ class TestNode:
             store=self.store,
             rules=RULES,
             clock=CLOCK,
-            settings=MeshSettings(self.name, "127.0.0.1", 0),
+            settings=MeshSettings(self.name, self._bind_host, 0),
             bulk=TlsTransport(self.key) if self._fast_path else None,
         )
         self.mesh.watch(self._on_records, self._on_dropped)
