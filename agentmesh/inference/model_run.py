@@ -17,51 +17,41 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
-from agentmesh.inference.engine.arguments import DEFAULT_POOLING, ServerPlan
+from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.process import EngineStatus
 from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.fetching import DownloadStopped, Fetcher, Located, ModelFiles, check
 from agentmesh.inference.logic.capabilities import capabilities_of
-from agentmesh.inference.logic.fit import Fit, Room, Wanted, batch_tokens, embeds, fit_model, size
+from agentmesh.inference.logic.fit import Fit, Room, Wanted, fit_model, size
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress, ServedModel
 from agentmesh.inference.memory import MemoryBook
-from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, ModelStatus, NotServed, Progress
+from agentmesh.inference.run_types import FindDraft, MakeEngine, RunningEngine
+from agentmesh.inference.server_plan import whole_plan
+from agentmesh.inference.serving_types import (
+    DoesNotFit,
+    Draft,
+    LoadRequest,
+    ModelState,
+    ModelStatus,
+    NotServed,
+    Progress,
+    ServesNothing,
+    SplitFlags,
+    SpreadView,
+)
 from agentmesh.inference.threads import in_daemon_thread
+from agentmesh.mesh.identity import encode_id
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 RECHECK_S: Final = 10.0  # how soon memory that another program freed is noticed
-_MIB: Final = 1024 * 1024
-MAX_PROMPT_CACHE_BYTES: Final = 8192 * _MIB  # llama-server's default, whatever the machine has
-PROMPT_CACHE_SHARE: Final = (
-    8  # of the machine's free memory, an eighth: a prompt that comes again is not computed again
-)
-
-
-class RunningEngine(Protocol):
-    """An engine process; engine/process.py: EngineProcess."""
-
-    @property
-    def address(self) -> EngineAddress | None: ...
-
-    @property
-    def status(self) -> EngineStatus: ...
-
-    async def start(self) -> None: ...
-
-    async def wait_ready(self) -> None: ...
-
-    async def stop(self, grace_s: float | None = None) -> None: ...
-
-
-MakeEngine = Callable[[Engine, ServerPlan, Callable[[EngineStatus], None]], RunningEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +65,8 @@ class RunParts:
     ask_engine: Callable[[EngineAddress], Awaitable[EngineSays]]
     say: Callable[[str], None]  # one line for the user
     recheck_s: float = RECHECK_S
+    find_draft: FindDraft | None = None
+    spread: Spread | None = None
 
 
 class ModelRun:
@@ -90,6 +82,9 @@ class ModelRun:
         self.located: Located | None = None
         self.files: ModelFiles | None = None
         self.fit: Fit | None = None
+        self.draft: Draft | None = None
+        self.spread: SpreadView | None = None  # while the mesh decides who runs it
+        self.engine_gone: asyncio.Future[str] | None = None  # of the engine that was started last: why it ended
         self._says: EngineSays | None = None
         self._progress: Progress | None = None
         self._parts = parts
@@ -113,11 +108,12 @@ class ModelRun:
 
     def status(self, node: str) -> ModelStatus:
         """For people and the management API. `node` is this node's id as they read it."""
-        fit, offer = self.fit, self.offer()
+        fit, offer, spread = self.fit, self.offer(), self.spread
         return ModelStatus(
             id=self.id,
             state=self.state,
-            nodes=(node,),
+            role=spread.role if spread is not None else "solo",
+            nodes=tuple(encode_id(one) for one in spread.nodes) if spread is not None else (node,),
             aliases=offer.aliases,
             reason=self.reason,
             memory=fit.sentence if fit is not None else "",
@@ -126,11 +122,15 @@ class ModelRun:
             have_bytes=fit.room.free_bytes if fit is not None else 0,
             size_bytes=offer.size_bytes,
             context_tokens=offer.context_tokens,
-            slots=fit.need.slots if fit is not None else 0,
+            slots=offer.slots if fit is not None or spread is not None else 0,
             capabilities=offer.capabilities,
             pid=self.process.status.pid if self.process is not None else None,
             flavour=self.engine.flavor if self.engine is not None else "",
             device=fit.room.device if fit is not None and fit.room.on_device else None,
+            plan=spread.sentence if spread is not None else "",
+            advice=spread.advice if spread is not None else (),
+            workers=spread.workers() if spread is not None else (),
+            draft=self.draft.sentence if self.draft is not None else "",
         )
 
     def offer(self) -> ServedModel:
@@ -142,6 +142,9 @@ class ModelRun:
         plan = located.plan if located is not None else None
         context = fit.need.context_tokens if fit is not None else 0
         slots = fit.need.slots if fit is not None else 1
+        spread = self.spread
+        if spread is not None and spread.slots:
+            context, slots = spread.context_tokens, spread.slots
         return ServedModel(
             id=self.id,
             aliases=located.aliases if located is not None else (),
@@ -177,8 +180,12 @@ class ModelRun:
         located = _sure(self.located)
         if located.plan is None:
             await self._check()
-            if not await self._take_memory():
-                raise DoesNotFit(self._refusal())
+            if self.request.split is not None:
+                return
+            if not await self.take_memory():
+                raise DoesNotFit(self.refusal())
+            return
+        if self.request.split is not None:
             return
         rooms = await self._rooms()
         most = max(rooms, key=lambda room: room.free_bytes)
@@ -203,26 +210,46 @@ class ModelRun:
         if self.files is None:
             await self._fetch()
             await self._check()
-        if not self._is_holding and not await self._take_memory():
+        if self.request.split is not None:
+            await self._spread(self.request.split)
+            return
+        await self.find_draft()
+        if not self._is_holding and not await self.take_memory():
             if not wait:
-                raise DoesNotFit(self._refusal())
+                raise DoesNotFit(self.refusal())
             await self._wait_for_memory()
+        await self.run_engine(self.plan_alone())
+
+    async def run_engine(self, plan: ServerPlan) -> None:
+        """Start an engine; returns when it answers. Raises: EngineFailed: it will not."""
+        self._was_ready = False
+        self.engine_gone = asyncio.get_running_loop().create_future()
         self.set_state(ModelState.LOADING)
-        self.process = process = self._parts.make_engine(_sure(self.engine), self._plan(), self._engine_changed)
+        self.process = process = self._parts.make_engine(_sure(self.engine), plan, self._engine_changed)
         self._changed(self)
         await process.start()
         await process.wait_ready()
         await self._became_ready()
 
-    async def end(self, grace_s: float | None = None) -> None:
-        """Stop the download and the engine, and give the memory back once the engine is gone. May be called again."""
-        self._stop.set()
+    async def stop_engine(self, grace_s: float | None = None) -> None:
+        """End the engine, if there is one, and give the memory back once it is gone. May be called again."""
         if self.process is not None:
             await self.process.stop(grace_s)
             self.process = None
         self._is_holding = False
+        self._says = None
         self._parts.memory.release(self)
         self._changed(self)
+
+    async def end(self, grace_s: float | None = None) -> None:
+        """Stop the download and the engine, and give the memory back once the engine is gone. May be called again."""
+        self._stop.set()
+        await self.stop_engine(grace_s)
+
+    def plan_alone(self) -> ServerPlan:
+        """How the engine is started that has the whole model, by `fit`."""
+        files, fit, engine = _sure(self.files), _sure(self.fit), _sure(self.engine)
+        return whole_plan(self.id, files, fit, engine, self._parts.memory, self.draft)
 
     def set_state(self, state: ModelState, reason: str = "") -> None:
         """Enter a state and tell."""
@@ -270,10 +297,29 @@ class ModelRun:
     async def _rooms(self) -> list[Room]:
         return await self._parts.memory.rooms(_sure(self.engine), self.request.device, self.request.max_vram_bytes)
 
-    async def _take_memory(self) -> bool:
+    async def _spread(self, flags: SplitFlags) -> None:
+        """Follow what the mesh plans for the model, for as long as it is loaded."""
+        if self._parts.spread is None:
+            raise ServesNothing()
+        try:
+            await self._parts.spread(self, flags)
+        finally:
+            self.spread = None
+
+    async def find_draft(self) -> None:
+        """Look for the model that drafts for this one, once. Raises: the user named one, and it cannot be had or does not match."""
+        if self._parts.find_draft is not None and self.draft is None:
+            located, files = _sure(self.located), _sure(self.files)
+            self.draft = await self._parts.find_draft(self.request, located, files, _sure(self.engine), self._stop)
+            if self.draft is not None and self.draft.need_bytes and self._is_holding:  # its memory comes on top
+                self._is_holding = False
+                self._parts.memory.release(self)
+
+    async def take_memory(self) -> bool:
         """Whether there is room; then it is promised to this model."""
         files = _sure(self.files)
-        wanted = Wanted(self.request.context_tokens, self.request.slots, files.projector_bytes)
+        more = files.projector_bytes + (self.draft.need_bytes if self.draft is not None else 0)
+        wanted = Wanted(self.request.context_tokens, self.request.slots, more)
         async with self._parts.memory.lock:
             self.fit = fit_model(self.id, files.model.facts, wanted, await self._rooms())
             if self.fit.fits:
@@ -283,45 +329,20 @@ class ModelRun:
         return self.fit.fits
 
     async def _wait_for_memory(self) -> None:
-        self.set_state(ModelState.WAITING, self._refusal())
-        self._parts.say(f"{self._refusal()} It is loaded as soon as there is room.")
+        self.set_state(ModelState.WAITING, self.refusal())
+        self._parts.say(f"{self.refusal()} It is loaded as soon as there is room.")
         while True:
             await self._parts.memory.wait_freed(self._parts.recheck_s)
-            if await self._take_memory():
+            if await self.take_memory():
                 return
-            self.reason = self._refusal()
+            self.reason = self.refusal()
 
-    def _refusal(self) -> str:
+    def refusal(self) -> str:
+        """Why there is no room for it."""
         fit = _sure(self.fit)
         asked = self.request.context_tokens is not None or self.request.slots is not None
         advice = " Ask for a smaller context, or none." if asked else ""
         return f"{fit.sentence}.{advice} A smaller quantisation needs less; agentmesh unload NAME frees memory."
-
-    def _plan(self) -> ServerPlan:
-        files, fit, engine = _sure(self.files), _sure(self.fit), _sure(self.engine)
-        facts, need = files.model.facts, fit.need
-        is_embedding = embeds(facts)
-        return ServerPlan(
-            model=files.model.files[0],
-            model_id=self.id,
-            context_tokens=need.context_tokens * need.slots,
-            slots=need.slots,
-            device=fit.room.device,
-            projector=files.projector,
-            embeddings=need.embeddings,
-            extra=self._extra(engine, fit, batch_tokens(facts, need.context_tokens) if is_embedding else None),
-            # BERT-like files without a word on it mean the mean (llama.cpp's own default for them is none at all).
-            pooling=None if facts.pooling_type else "mean" if is_embedding else DEFAULT_POOLING,
-        )
-
-    def _extra(self, engine: Engine, fit: Fit, batch: int | None) -> tuple[str, ...]:
-        words: list[str] = []
-        if batch is not None and {"--batch-size", "--ubatch-size"} <= engine.flags:
-            words += ["--batch-size", str(batch), "--ubatch-size", str(batch)]
-        if "--cache-ram" in engine.flags:
-            share = self._parts.memory.machine_free_bytes() // PROMPT_CACHE_SHARE
-            words += ["--cache-ram", str(min(share, MAX_PROMPT_CACHE_BYTES) // _MIB)]
-        return tuple(words)
 
     async def _became_ready(self) -> None:
         process, fit = _sure(self.process), _sure(self.fit)
@@ -343,6 +364,9 @@ class ModelRun:
         """Called by the process at each change of its state, on the loop."""
         if self.process is None or self.state not in (ModelState.LOADING, ModelState.READY):
             return
+        gone = self.engine_gone
+        if gone is not None and not gone.done() and status.state in (State.BACKOFF, State.FAILED):
+            gone.set_result(status.reason or "The engine ended.")
         if not self._was_ready:  # `serve` waits for it and says what went wrong
             self._changed(self)
         elif status.state == State.READY:
@@ -353,9 +377,15 @@ class ModelRun:
             self._parts.memory.release(self)
             self.set_state(ModelState.FAILED, status.reason)
             self._parts.say(f"{self.id} failed: {status.reason}")
+        elif status.state is State.BACKOFF and self.spread is not None:
+            pass  # whoever runs the split was told, and starts it anew with workers that are there
         elif status.state in (State.BACKOFF, State.STARTING, State.LOADING):
             self._parts.memory.unsettle(self)
             self.set_state(ModelState.LOADING, status.reason or self.reason)
+
+
+Spread = Callable[[ModelRun, SplitFlags], Awaitable[None]]
+"""Follows what the mesh plans for a model, until it is cancelled. split/spread.py."""
 
 
 def _sure(value: T | None) -> T:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from agentmesh.core.errors import AgentMeshError, StorageError
 from agentmesh.core.paths import Home
@@ -30,13 +31,14 @@ from agentmesh.inference.engine.probe import devices_now, resolve_engine
 from agentmesh.inference.engine.process import EngineProcess, EngineStatus
 from agentmesh.inference.engine_questions import EngineSays, ask_serving
 from agentmesh.inference.fetching import Fetcher, ModelSources, catalog_names
-from agentmesh.inference.logic.model_files import model_id
+from agentmesh.inference.logic.model_files import log_name
 from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
 from agentmesh.inference.memory import DevicesNow, Machine, MemoryBook
-from agentmesh.inference.model_run import RECHECK_S, MakeEngine, ModelRun, RunningEngine, RunParts
+from agentmesh.inference.model_run import RECHECK_S, ModelRun, RunParts, Spread
 from agentmesh.inference.models.errors import ModelFileUnusable
 from agentmesh.inference.models.identity import FileIdentities, Stopped
 from agentmesh.inference.remembered import FILE_NAME, Remembered
+from agentmesh.inference.run_types import FindDraft, MakeEngine, RunningEngine
 from agentmesh.inference.serving_types import (
     MAX_SERVED,
     AlreadyServed,
@@ -66,6 +68,8 @@ class ModelService:
         sources: who tells and gives models; None: the hub only.
         say: told one line for the user when a model waits or fails.
         on_ready: told of each model that became ready, e.g. to print how agents use it.
+        spread: follows the mesh's plans for a model that is to be spread; None: every model is this node's alone.
+        find_draft: see run_types.FindDraft.
         find_engine, make_engine, ask, devices, machine, recheck_s: replaced in tests.
     """
 
@@ -78,6 +82,8 @@ class ModelService:
         sources: ModelSources | None = None,
         say: Callable[[str], None] = _log.info,
         on_ready: Callable[[ServedModel], None] = lambda _model: None,
+        spread: Spread | None = None,
+        find_draft: FindDraft | None = None,
         find_engine: Callable[[], Awaitable[Engine]] | None = None,
         make_engine: MakeEngine | None = None,
         ask: Callable[[EngineAddress], Awaitable[EngineSays]] = ask_serving,
@@ -100,6 +106,8 @@ class ModelService:
             ask_engine=ask,
             say=say,
             recheck_s=recheck_s,
+            find_draft=find_draft,
+            spread=spread,
         )
         self._remembered = Remembered(home.root / FILE_NAME)
         self._identities = FileIdentities.of_home(home)
@@ -119,8 +127,9 @@ class ModelService:
         if self._settings.no_engine:
             return
         await in_daemon_thread(lambda: cleanup_leftovers(self._engine_folder), name="engines left behind")
-        named = [LoadRequest(model) for model in self._settings.models]
-        named += [LoadRequest(path, is_path=True) for path in self._settings.ggufs]
+        how, written = self._settings, [(one, False) for one in self._settings.models]
+        written += [(one, True) for one in self._settings.ggufs]
+        named = [LoadRequest(name, is_path=is_path, split=how.split, draft=how.draft) for name, is_path in written]
         seen = {(request.model, request.is_path) for request in named}
         remembered = self._remembered.load()
         again = [one for one in remembered if self._settings.again and (one.model, one.is_path) not in seen]
@@ -230,6 +239,15 @@ class ModelService:
         here = [run.files for run in self._runs if run.files is not None]
         return [file for files in here for file in (*files.model.files, files.projector) if file is not None]
 
+    @property
+    def identities(self) -> FileIdentities:
+        """What is in files, remembered."""
+        return self._identities
+
+    def runs(self) -> tuple[ModelRun, ...]:
+        """Every model of this node."""
+        return tuple(self._runs)
+
     async def engine(self) -> Engine | None:
         """The engine that models run on, None when there is none."""
         if self._settings.no_engine:
@@ -260,12 +278,9 @@ class ModelService:
             raise TooManyModels()
         settings = self._settings
         run = ModelRun(
-            LoadRequest(
-                model=request.model,
-                is_path=request.is_path,
+            msgspec.structs.replace(
+                request,
                 context_tokens=request.context_tokens or settings.context_tokens,
-                slots=request.slots,
-                max_vram_bytes=request.max_vram_bytes,
                 device=request.device or settings.device,
             ),
             self._parts,
@@ -375,11 +390,3 @@ class ModelService:
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
-
-
-def log_name(name: str) -> str:
-    """A model's id as a file name."""
-    whole = model_id(name)
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100].lstrip(".")
-    # Two models must not write one file: each would show the other's last words for its own.
-    return plain if plain == whole else f"{plain or 'model'}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"

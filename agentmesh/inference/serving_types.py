@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NotFound
+from agentmesh.inference.logic.drafting import DraftFlags
 
 MAX_SERVED: Final = 64  # models of one node; logic/presence.py: MAX_MODELS
 
@@ -20,8 +23,18 @@ class ModelState(StrEnum):
     WAITING = "waiting"
     LOADING = "loading"
     READY = "ready"
+    STANDBY = "standby"  # spread over the mesh, and another node hosts it
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+class SplitFlags(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`--split` and what goes with it; the fields are those of split_values.Wish. `host`: a node's id as people write it."""
+
+    way: str = "any"
+    tensor_split: tuple[float, ...] = ()
+    host: str = ""
+    min_peers: int = 0
 
 
 class LoadRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,6 +44,8 @@ class LoadRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         model: a reference, or a path when `is_path`.
         context_tokens: of each request; slots: requests at once; max_vram_bytes: cap for all models together; device: see
             ServeSettings. None: the node's own setting, or what fits.
+        split: spread it over the mesh if no node can hold it; None: this node alone.
+        draft: which model drafts; None: as logic/drafting.py decides.
     """
 
     model: str
@@ -39,6 +54,17 @@ class LoadRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     slots: int | None = None
     max_vram_bytes: int | None = None
     device: str | None = None
+    split: SplitFlags | None = None
+    draft: DraftFlags | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model that drafts: the engine's options for it, what it takes where the model is hosted, and a sentence for status."""
+
+    words: tuple[str, ...]
+    need_bytes: int
+    sentence: str
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -46,6 +72,45 @@ class Progress(msgspec.Struct, frozen=True):
 
     done_bytes: int
     total_bytes: int
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """One worker of a split that this node hosts. Bytes and round trips since its run began; `commands`: of each RPC command the
+    requests, round trips, bytes sent, bytes received."""
+
+    node: str
+    name: str
+    layers: int
+    share_bytes: int
+    state: str
+    has_files: bool
+    round_trips: int
+    sent_bytes: int
+    received_bytes: int
+    referenced_bytes: int
+    overdue_s: float
+    commands: dict[str, tuple[int, int, int, int]]
+
+
+@dataclass(slots=True)
+class SpreadView:
+    """How a model is spread, as this node sees it; written by whoever follows the plans.
+
+    Attributes:
+        role: host, shard, alone (this node has the whole model), standby, or waiting.
+        nodes: ids of those that share it, the host first.
+        sentence: the plan, or what is missing; advice: other ways, and what nodes differ about.
+        context_tokens, slots: of what runs; 0 if this node runs nothing.
+    """
+
+    role: str = "waiting"
+    nodes: tuple[bytes, ...] = ()
+    sentence: str = ""
+    advice: tuple[str, ...] = ()
+    context_tokens: int = 0
+    slots: int = 0
+    shard: str = ""
+    workers: Callable[[], tuple[WorkerRow, ...]] = tuple
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -57,6 +122,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
         reason: why it is in this state, empty if there is nothing to say.
         context_tokens: of one request.
         device: where it runs, None for the CPU or while unknown.
+        role: "solo"; or how a spread model is run here (SpreadView).
+        nodes: who shares it, the host first; workers: what the host knows of them; plan, advice: in sentences.
+        draft: which model drafts and how well.
     """
 
     id: str
@@ -76,6 +144,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     pid: int | None = None
     flavour: str = ""
     device: str | None = None
+    plan: str = ""
+    advice: tuple[str, ...] = ()
+    workers: tuple[WorkerRow, ...] = ()
+    draft: str = ""
 
 
 class DoesNotFit(AgentMeshError):

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from agentmesh.inference.logic.drafting import DraftFlags
+from agentmesh.inference.serving_types import SplitFlags
+
 
 class Weights(StrEnum):
     """What a worker does that lacks the model's files: fetch them from a member first, or let the weights come from the host."""
@@ -44,6 +47,7 @@ class ServeSettings:
         again: begin with what was loaded before, too.
         no_engine: a client: no models, and loading any is refused.
         lending: of this node's memory to splits.
+        split, draft: of every model named here; see LoadRequest.
     """
 
     models: tuple[str, ...] = ()
@@ -56,3 +60,5 @@ class ServeSettings:
     again: bool = True
     no_engine: bool = False
     lending: Lending = field(default_factory=Lending)
+    split: SplitFlags | None = None
+    draft: DraftFlags | None = None

@@ -5,6 +5,7 @@ Owns the naming habits of GGUF repositories. Reads nothing.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -139,3 +140,15 @@ def choose_projector(paths: Sequence[str], model: str) -> str | None:
         if fitting:
             return fitting[0]
     return None
+
+
+def log_name(name: str) -> str:
+    """A model's id as a file name."""
+    whole = model_id(name)
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100].lstrip(".")
+    # Two models must not write one file: each would show the other's last words for its own.
+    return (
+        plain
+        if plain == whole
+        else f"{plain or 'model'}-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    )
