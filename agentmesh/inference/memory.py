@@ -31,6 +31,14 @@ class Promise:
     pid: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left on each device, and of the machine's memory."""
+
+    devices: tuple[Room, ...]
+    machine: Room
+
+
 class Machine:
     """The memory of this machine, as psutil tells it. Replaced in tests."""
 
@@ -93,8 +101,32 @@ class MemoryBook:
         cap = min((c for c in (cap_bytes, self._cap_bytes) if c is not None), default=None)
         if cap is None:
             return rooms
-        left = max(cap - sum(promise.need_bytes for promise in self._promises.values()), 0)
+        left = self._left_of(cap)
         return [Room(r.device, min(r.total_bytes, cap), min(r.free_bytes, left)) for r in rooms]
+
+    async def left(self, engine: Engine | None, device: str | None) -> Left:
+        """What is left for parts of models, place by place; parts may lie on several devices at once.
+
+        Of a cap, the devices share what is left, in proportion to what is free on each.
+
+        Raises:
+            InvalidInput: there is no such device. EngineFailed: the engine does not tell.
+        """
+        devices: Sequence[Device] = ()
+        if engine is not None and engine.devices and device not in CPU_NAMES:
+            devices = tuple(await self._devices_now(engine))
+            devices = devices if device is None else _named(device, devices)
+        rooms = [self._together((one,)) for one in devices]
+        machine = self._machine_room(NO_DEVICE if devices else None)
+        if self._cap_bytes is None:
+            return Left(tuple(rooms), machine)
+        cap, left = self._cap_bytes, self._left_of(self._cap_bytes)
+        free = max(sum(room.free_bytes for room in rooms), 1)
+        shared = [min(room.free_bytes, room.free_bytes * left // free) for room in rooms]
+        return Left(
+            tuple(Room(r.device, min(r.total_bytes, cap), share) for r, share in zip(rooms, shared, strict=True)),
+            Room(machine.device, min(machine.total_bytes, cap), min(machine.free_bytes, left)),
+        )
 
     def machine_free_bytes(self) -> int:
         """What is left of the machine's memory, and of what the user allows."""
@@ -104,6 +136,11 @@ class MemoryBook:
     def promise(self, key: object, fit: Fit) -> None:
         """Count a model from now on."""
         self._promises[key] = Promise(fit.room.device, fit.need.total)
+
+    def promise_bytes(self, key: object, device: str | None, need_bytes: int) -> None:
+        """Count a part of a model from now on, on a device or (None, NO_DEVICE) in the machine's memory. A run that takes of several
+        makes a promise for each, with keys of their own."""
+        self._promises[key] = Promise(device, need_bytes)
 
     def settle(self, key: object, pid: int | None) -> None:
         """Its engine is ready: what it has taken shows in what is free."""
@@ -129,6 +166,9 @@ class MemoryBook:
                 await freed.wait()
         except TimeoutError:
             return
+
+    def _left_of(self, cap_bytes: int) -> int:
+        return max(cap_bytes - sum(promise.need_bytes for promise in self._promises.values()), 0)
 
     def _together(self, devices: Sequence[Device]) -> Room:
         names = {device.name for device in devices}

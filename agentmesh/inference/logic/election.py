@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentmesh.inference.logic.split_limits import MAX_RTT_MS
-from agentmesh.inference.logic.split_values import Excluded, ExclusionCode, NodeFacts
+from agentmesh.inference.logic.split_values import Excluded, ExclusionCode, NodeFacts, id_text
 
 RTT_STEPS_MS = (0.5, 1, 2, 5, 10, 20, 40, 60, MAX_RTT_MS, 100, 150, 250, 500, 1000)
 
@@ -30,12 +30,20 @@ def unfit(node: NodeFacts) -> Excluded | None:
     if node.is_client:
         return Excluded(node.node, ExclusionCode.CLIENT, f"{node.shown} is a client (--client).")
     if not node.takes_part:
-        sentence = f"{node.shown} takes no part: start it with --split, or without --model to lend its memory."
+        sentence = f"{node.shown} takes no part: start it with --split to share this model, or with --rpc-peers to lend memory."
         return Excluded(node.node, ExclusionCode.NO_PART, sentence)
     if not node.engine_commit or not node.has_rpc:
         sentence = f"{node.shown} has no engine that can share a model. Build one there with: agentmesh engine install"
         return Excluded(node.node, ExclusionCode.NO_RPC, sentence)
     return None
+
+
+def unfit_host(node: NodeFacts) -> Excluded | None:
+    """Why this node can host no split; None if it can. One that lends only is no host, and yet a worker."""
+    if (why := unfit(node)) is not None or node.may_host:
+        return why
+    sentence = f"{node.shown} lends memory only: to make it host, start the model there, too, with --split."
+    return Excluded(node.node, ExclusionCode.LENDS_ONLY, sentence)
 
 
 def by_memory(nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
@@ -45,7 +53,7 @@ def by_memory(nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
 
 def hosts(nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
     """Who may host, in this order."""
-    return by_memory(node for node in nodes if unfit(node) is None)
+    return by_memory(node for node in nodes if unfit_host(node) is None)
 
 
 def rtt_between(a: NodeFacts, b: NodeFacts) -> float | None:
@@ -82,8 +90,10 @@ def why_not(host: NodeFacts, node: NodeFacts, max_rtt_ms: float = MAX_RTT_MS) ->
         )
         return Excluded(node.node, ExclusionCode.OTHER_ENGINE, sentence)
     if not node.lends(host.node):
+        # The id, since names can be chosen by anybody.
         sentence = (
-            f"{node.shown} does not lend to {host.shown}: start it with --rpc-peers {host.shown}, or --rpc-peers all."
+            f"{node.shown} does not lend to {host.shown}: start it with --rpc-peers {id_text(host.node)}, or "
+            "--rpc-peers all."
         )
         return Excluded(node.node, ExclusionCode.NOT_LENT, sentence)
     rtt = rtt_between(host, node)

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agentmesh.inference.logic.election import unfit, why_not
+from agentmesh.inference.logic.election import unfit, unfit_host, why_not
 from agentmesh.inference.logic.plan import rooms_of
 from agentmesh.inference.logic.split_limits import KEPT_RTT_MS
-from agentmesh.inference.logic.split_values import ExclusionCode, NodeFacts, Outcome, Share, Solo, Split, Wish
+from agentmesh.inference.logic.split_values import (
+    ExclusionCode,
+    NodeFacts,
+    Outcome,
+    Share,
+    Solo,
+    Split,
+    Wish,
+    short_id_text,
+)
 
 
 def broken(plan: Solo | Split, nodes: Iterable[NodeFacts]) -> str | None:
@@ -19,18 +28,20 @@ def broken(plan: Solo | Split, nodes: Iterable[NodeFacts]) -> str | None:
     by_id = {node.node: node for node in nodes}
     host = by_id.get(plan.host)
     if host is None:
-        return f"Its host {plan.host.hex()[:8]} is gone."
+        return f"Its host {short_id_text(plan.host)} is gone."
+    if not host.may_host:
+        return f"{host.shown} does not want it any more."
     if isinstance(plan, Solo):
         rooms = {room.device: room for room in rooms_of(host)}
         room = rooms.get(plan.fit.room.device)
         enough = room is not None and plan.fit.need.total <= room.free_bytes
         return None if enough and not host.is_client else f"{host.shown} has not enough memory for it any more."
-    if (why := unfit(host)) is not None:
+    if (why := unfit_host(host)) is not None:
         return why.sentence
     for worker in plan.workers:
         node = by_id.get(worker)
         if node is None:
-            return f"Its worker {worker.hex()[:8]} is gone."
+            return f"Its worker {short_id_text(worker)} is gone."
         why = unfit(node) or why_not(host, node, KEPT_RTT_MS)
         if why is not None and why.code is not ExclusionCode.RTT_UNKNOWN:
             return why.sentence
@@ -42,9 +53,9 @@ def better(plan: Solo | Split, outcome: Outcome, wish: Wish) -> str | None:
     if isinstance(plan, Solo) or not isinstance(outcome, Solo | Split):
         return None
     if isinstance(outcome, Solo):
-        return f"One node can hold it alone now: {outcome.node.hex()[:8]}."
+        return f"One node can hold it alone now: {short_id_text(outcome.node)}."
     if wish.host and outcome.host == wish.host != plan.host:
-        return f"--host-node names {wish.host.hex()[:8]}."
+        return f"--host-node names {short_id_text(wish.host)}."
     if wish.context_tokens is not None and plan.context_tokens != wish.context_tokens == outcome.context_tokens:
         return f"--ctx-size asks for {wish.context_tokens:,} tokens."
     if wish.tensor_split and plan.workers == outcome.workers and plan.tensor_split != outcome.tensor_split:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from agentmesh.inference.logic.election import Team, by_memory, holders, hosts, team_of, unfit
+from agentmesh.inference.logic.election import Team, by_memory, holders, hosts, team_of, unfit_host
 from agentmesh.inference.logic.fit import NO_DEVICE, Fit, Room, Wanted, fit_model, size
 from agentmesh.inference.logic.placement import Demand, demand_of, fit_split
 from agentmesh.inference.logic.shard_rooms import shard_rooms
@@ -36,6 +36,7 @@ from agentmesh.inference.logic.split_values import (
     WaitCode,
     Way,
     Wish,
+    short_id_text,
 )
 
 _MAX_HOSTS_TRIED: Final = 16  # the nodes with most memory; a plan must not take longer the more nodes there are
@@ -80,7 +81,7 @@ def _solo(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Sol
     """A node that can hold the whole model: it computes faster alone than with others."""
     found: list[tuple[NodeFacts, Fit]] = []
     for node in by_memory(nodes.values()):
-        if node.is_client or not node.takes_part or not node.engine_commit:
+        if not _may_run(node):
             continue
         fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots), rooms_of(node))
         if fit.fits:
@@ -93,6 +94,11 @@ def _solo(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Sol
     if wish.way != Way.ANY:
         reasons.append("It is not split, although --split asks for it: one node is faster alone.")
     return Solo(node.node, fit, Common(tuple(reasons)))
+
+
+def _may_run(node: NodeFacts) -> bool:
+    """Whether it could run the model by itself, or a shard of it. RPC is not asked for."""
+    return node.may_host and node.takes_part and not node.is_client and bool(node.engine_commit)
 
 
 def rooms_of(node: NodeFacts) -> list[Room]:
@@ -112,7 +118,7 @@ def rooms_of(node: NodeFacts) -> list[Room]:
 
 
 def _shards(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Shards | Wait:
-    able = [n for n in nodes.values() if not n.is_client and n.takes_part and n.engine_commit]
+    able = [node for node in nodes.values() if _may_run(node)]
     for context in contexts(model, wish):
         rooms = shard_rooms(model.facts, able, context, wish.slots or 1, wish.min_experts)
         if rooms is not None:
@@ -138,13 +144,17 @@ def _layers(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> S
     candidates = hosts(nodes.values())[:_MAX_HOSTS_TRIED]
     if wish.host:
         named = nodes.get(wish.host)
-        why = unfit(named) if named is not None else None
+        why = unfit_host(named) if named is not None else None
         if named is None or why is not None:
-            what = why.sentence if why is not None else f"no node {wish.host.hex()[:8]} is in the mesh now."
+            what = (
+                why.sentence
+                if why is not None
+                else f"no node {short_id_text(wish.host)} wants this model or lends memory now."
+            )
             return Wait(WaitCode.HOST_NODE, f"The node of --host-node cannot be host: {what}")
         candidates = [named]
     if not candidates:
-        excluded = tuple(w for n in sorted(nodes.values(), key=lambda n: n.node) if (w := unfit(n)) is not None)
+        excluded = tuple(w for n in sorted(nodes.values(), key=lambda n: n.node) if (w := unfit_host(n)) is not None)
         sentence = f"No node can host a part of {model.id}. " + " ".join(w.sentence for w in excluded[:3])
         return Wait(WaitCode.NODES, sentence.strip(), common=Common(excluded=excluded))
     waits: list[Wait] = []

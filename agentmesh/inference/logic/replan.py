@@ -23,7 +23,7 @@ from agentmesh.inference.logic.split_limits import (
     MAX_TERM,
     VOLUNTARY_MS,
 )
-from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait
+from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, short_id_text
 
 Nodes = tuple[NodeFacts, ...]
 
@@ -284,7 +284,7 @@ class Replan:
         """The lesser of two claims is taken back, the lesser of two hosts stops."""
         if self.state not in (State.CLAIMING, State.RUNNING) or (rival := self._rival()) is None:
             return
-        self._withdraw(f"{rival.hex()[:8]} hosts it.", now_ms)
+        self._withdraw(f"{short_id_text(rival)} hosts it.", now_ms)
 
     def _withdraw(self, why: str, now_ms: int) -> None:
         if self.state is State.RUNNING:

@@ -5,6 +5,7 @@ Those that are published (msgspec) come from other nodes: `usable_facts` bounds 
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,6 +24,17 @@ from agentmesh.inference.logic.split_limits import (
 NO_RPC_VERSION = (0, 0, 0)
 _MAX_BYTES = 1 << 50
 _MAX_NAME_CHARS = 64
+_SHORT_ID_CHARS = 8
+
+
+def id_text(node: bytes) -> str:
+    """A node's id as users read and type it (mesh/identity.py: encode_id, which reads files too and so is not for pure code)."""
+    return base64.b32encode(node).decode().rstrip("=").lower()
+
+
+def short_id_text(node: bytes) -> str:
+    """The beginning of its id."""
+    return id_text(node)[:_SHORT_ID_CHARS]
 
 
 class Way(StrEnum):
@@ -65,6 +77,7 @@ class NodeFacts(msgspec.Struct, frozen=True, array_like=True):
         machine_bytes_per_s: speed of the machine's memory, 0 if unknown.
         claim: what it hosts of this model.
         seen_term: the highest term that it served as a worker, so that a host which never met it begins above.
+        may_host: it wants the model, and so has its files. Else it lends memory, and is a worker only.
     """
 
     node: bytes
@@ -84,6 +97,7 @@ class NodeFacts(msgspec.Struct, frozen=True, array_like=True):
     machine_bytes_per_s: int = 0
     claim: Claim | None = None
     seen_term: int = 0
+    may_host: bool = True
 
     @property
     def free_bytes(self) -> int:
@@ -93,7 +107,7 @@ class NodeFacts(msgspec.Struct, frozen=True, array_like=True):
     @property
     def shown(self) -> str:
         """How sentences call it."""
-        return self.name or self.node.hex()[:8]
+        return self.name or short_id_text(self.node)
 
     def lends(self, host: bytes) -> bool:
         return self.lends_to_all or host in self.lends_to
@@ -148,7 +162,7 @@ class PlanModel(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
-class Wish(msgspec.Struct, frozen=True):
+class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the user asked for; defaults: what fits. docs/split-plan.md has the table of flags."""
 
     way: str = Way.ANY
@@ -171,6 +185,7 @@ class ExclusionCode(StrEnum):
     NOT_LENT = "not_lent"
     RTT_UNKNOWN = "rtt_unknown"
     TOO_FAR = "too_far"
+    LENDS_ONLY = "lends_only"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,16 @@ from collections.abc import Mapping
 
 import msgspec
 
-from agentmesh.inference.logic.split_values import Wish
+from agentmesh.inference.logic.split_values import Wish, short_id_text
 
 _UNSET = Wish()
+_FLAGS = {
+    "way": "--split",
+    "context_tokens": "--ctx-size",
+    "slots": "--parallel",
+    "host": "--host-node",
+    "host_extra_bytes": "--draft",
+}
 
 
 def agreed_wish(wishes: Mapping[bytes, Wish]) -> tuple[Wish, tuple[str, ...]]:
@@ -29,6 +36,6 @@ def agreed_wish(wishes: Mapping[bytes, Wish]) -> tuple[Wish, tuple[str, ...]]:
             continue
         chosen[field] = said[0][1]
         if any(value != said[0][1] for _, value in said):
-            flag = "--" + field.replace("_", "-")
-            sentences.append(f"Nodes differ about {flag}; what {said[0][0].hex()[:8]} says counts.")
+            flag = _FLAGS.get(field) or "--" + field.replace("_", "-")
+            sentences.append(f"Nodes differ about {flag}; what {short_id_text(said[0][0])} says counts.")
     return msgspec.structs.replace(_UNSET, **chosen), tuple(sentences)

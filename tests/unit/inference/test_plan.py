@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from agentmesh.inference.logic.fit import buffer_bytes
@@ -23,6 +24,7 @@ from agentmesh.inference.logic.split_values import (
     Wish,
 )
 from agentmesh.inference.logic.wishes import agreed_wish
+from agentmesh.mesh.identity import encode_id
 from tests.fakes.split_world import GB, a_model, a_node, near, node_id
 
 MODEL = a_model()
@@ -152,8 +154,8 @@ LEFT_OUT = [
     (a_node(3, 14, has_rpc=False), ExclusionCode.NO_RPC, "engine install"),
     (a_node(3, 14, commit="fffffffff"), ExclusionCode.OTHER_ENGINE, "engine install"),
     (a_node(3, 14, rpc=(7, 0, 1)), ExclusionCode.OTHER_ENGINE, "RPC 7.0.1"),
-    (a_node(3, 14, lends_all=False), ExclusionCode.NOT_LENT, "--rpc-peers n1"),
-    (a_node(3, 14, lends_all=False, lends_to=(2,)), ExclusionCode.NOT_LENT, "--rpc-peers n1"),
+    (a_node(3, 14, lends_all=False), ExclusionCode.NOT_LENT, f"--rpc-peers {encode_id(node_id(1))}"),
+    (a_node(3, 14, lends_all=False, lends_to=(2,)), ExclusionCode.NOT_LENT, f"--rpc-peers {encode_id(node_id(1))}"),
     (a_node(3, 14, rtts=near(1, ms=81)), ExclusionCode.TOO_FAR, "81 ms"),
 ]
 
@@ -196,6 +198,34 @@ def test_an_engine_for_whole_models_only_takes_no_part() -> None:
     outcome = wait([a_node(1, 16, has_rpc=False), a_node(2, 14, has_rpc=False)])
     assert outcome.code is WaitCode.NODES
     assert "engine install" in outcome.sentence
+
+
+def lender(number: int, free_gb: float, **fields: object) -> NodeFacts:
+    return msgspec.structs.replace(a_node(number, free_gb), may_host=False, **fields)
+
+
+def test_a_node_that_lends_only_is_a_worker_and_never_host() -> None:
+    outcome = split([a_node(1, 8, rtts=near(2)), lender(2, 20)])
+    assert (outcome.host, outcome.workers) == (node_id(1), (node_id(2),))
+    assert outcome.common.excluded == ()
+
+
+def test_a_node_that_lends_only_holds_no_whole_model_and_no_shard() -> None:
+    assert split([a_node(1, 8, rtts=near(2)), lender(2, 60)]).host == node_id(1)
+    nodes = [a_node(1, 16, rtts=near(2)), lender(2, 16)]
+    assert isinstance(plan(nodes, Wish(way=Way.EXPERTS, context_tokens=4096), a_model(experts=16)), Wait)
+
+
+def test_a_node_that_lends_only_cannot_be_named_as_host() -> None:
+    outcome = wait([a_node(1, 8, rtts=near(2)), lender(2, 20)], Wish(host=node_id(2)))
+    assert outcome.code is WaitCode.HOST_NODE
+    assert "n2 lends memory only" in outcome.sentence
+
+
+def test_lenders_alone_host_nothing_and_the_sentence_says_why() -> None:
+    outcome = wait([lender(1, 30), lender(2, 20)])
+    assert outcome.code is WaitCode.NODES
+    assert "with --split" in outcome.sentence
 
 
 # ------------------------------------------------------------------ placing
@@ -369,6 +399,20 @@ def test_of_different_wishes_the_smaller_id_decides_each_flag() -> None:
     assert wish == Wish(context_tokens=8192, min_peers=3)
     assert len(sentences) == 1
     assert "--min-peers" in sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "flag"),
+    [
+        (Wish(way=Way.LAYERS), Wish(way=Way.EXPERTS), "--split"),
+        (Wish(slots=1), Wish(slots=2), "--parallel"),
+        (Wish(host=node_id(1)), Wish(host=node_id(2)), "--host-node"),
+        (Wish(context_tokens=1), Wish(context_tokens=2), "--ctx-size"),
+    ],
+)
+def test_nodes_that_differ_are_told_the_flag_and_whose_word_counts(one: Wish, other: Wish, flag: str) -> None:
+    _, (sentence,) = agreed_wish({node_id(1): one, node_id(2): other})
+    assert sentence == f"Nodes differ about {flag}; what {encode_id(node_id(1))[:8]} says counts."
 
 
 def test_a_plan_s_name_does_not_depend_on_its_sentences() -> None:

@@ -24,8 +24,10 @@ from agentmesh.inference.logic.split_values import (
     Solo,
     Split,
     Wish,
+    id_text,
     usable_facts,
 )
+from agentmesh.mesh.identity import encode_id
 from tests.fakes.split_world import GB, a_model, a_node, near, node_id
 
 # ------------------------------------------------------------------ bytes by place
@@ -142,6 +144,12 @@ def test_a_plan_s_model_and_a_node_go_through_a_record() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(node), type=NodeFacts) == node
 
 
+def test_an_id_is_written_as_users_type_it() -> None:
+    node = bytes(range(32))
+    assert id_text(node) == encode_id(node)
+    assert NodeFacts(node).shown == encode_id(node)[:8]
+
+
 # ------------------------------------------------------------------ keeping
 
 MODEL = a_model()
@@ -192,6 +200,7 @@ def test_a_split_ends_when_somebody_is_gone() -> None:
     assert broken(a_split(), [WORKER]) is not None
     assert broken(a_split(), [HOST]) is not None
     assert broken(a_split(), [replace_host(has_rpc=False), WORKER]) is not None
+    assert broken(a_split(), [replace_host(may_host=False), WORKER]) is not None
 
 
 def replace_host(**fields: object) -> NodeFacts:
@@ -205,6 +214,7 @@ def test_a_whole_model_ends_when_its_memory_is_gone() -> None:
     assert broken(solo, [big]) is None
     assert broken(solo, [a_node(1, 10)]) is not None
     assert broken(solo, []) is not None
+    assert broken(solo, [msgspec.structs.replace(big, may_host=False)]) is not None
 
 
 @pytest.mark.parametrize(
