@@ -19,13 +19,17 @@ from typing import Annotated, Final
 
 import msgspec
 
+from agentmesh.core.units import KIB
 from agentmesh.inference.logic.model_files import MAX_SET_PARTS
 from agentmesh.inference.logic.split_limits import MAX_DEVICES_OF_A_NODE
+from agentmesh.inference.logic.split_offer import content_of
 
 JOB_FORMAT: Final = 1
 JOB_BEAT_S: Final = 2.0
 JOB_SILENCE_S: Final = 10.0
 MAX_SENTENCE_CHARS: Final = 500
+MAX_ASK_BYTES: Final = 512 * KIB  # MAX_SET_PARTS files with the longest names take 310 kB
+SHOWN_NAME_CHARS: Final = 80
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Unsigned = Annotated[int, msgspec.Meta(ge=0)]
@@ -94,3 +98,31 @@ class JobSaid(msgspec.Struct, frozen=True, array_like=True):
     devices: tuple[str, ...] = ()
     seen_term: int = 0
     same_files: bool = False
+
+
+ask_decoder: msgspec.msgpack.Decoder[JobAsk | JobPing] = msgspec.msgpack.Decoder(JobAsk | JobPing)
+"""Of a host's first frame."""
+
+
+def wrong_in(ask: JobAsk) -> str:
+    """Why nobody could serve this, in a sentence; empty if it is sound."""
+    if ask.format != JOB_FORMAT:
+        return "The host runs another version of agentmesh."
+    if ask.content != content_of([file.sha256 for file in ask.files]):
+        return "The host names another model than its files are."
+    devices = [device for device, _ in ask.needs]
+    if len(set(devices)) < len(devices):
+        return "The host names a device twice."
+    if not sum(need for _, need in ask.needs):
+        return "The host asks for no memory."
+    return ""
+
+
+def said(state: JobState, sentence: str = "", seen_term: int = 0) -> JobSaid:
+    """What a worker says, other than READY; a sentence that is too long is cut."""
+    return JobSaid(state, shown(sentence, MAX_SENTENCE_CHARS), seen_term=seen_term)
+
+
+def shown(text: str, limit: int = SHOWN_NAME_CHARS) -> str:
+    """What a peer wrote, as it may stand in a log or on a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:limit])
