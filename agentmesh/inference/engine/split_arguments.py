@@ -32,16 +32,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class SplitWords:
-    """For a ServerPlan: `ServerPlan(..., device=None, extra=(*words.extra, ...))`.
+    """For a ServerPlan: `ServerPlan(..., device=words.device, extra=words.extra)`.
 
     Attributes:
         devices: as llama-server calls them, in the plan's order; for status.
-        extra: every option, the devices among them: `--device` knows no worker before `--rpc` has named it, so ServerPlan.device,
-            which comes first, stays None.
+        extra: every option, `--device` among them.
+        device: for ServerPlan.device, always None: its `--device` comes before `extra`, and knows no worker before `--rpc` has named it.
     """
 
     devices: tuple[str, ...]
     extra: tuple[str, ...]
+    device: None = None
 
 
 def check_engine(engine: Engine, plan: Split) -> None:
