@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentmesh.core.errors import InvalidInput
+from agentmesh.inference.logic.fit import embeds
+from agentmesh.inference.logic.gguf_facts import ModelFacts
 from agentmesh.inference.logic.split_limits import DRAFT_MAX_TOKENS, MAX_DRAFT_TOKENS
 from agentmesh.inference.logic.vocabulary import VocabularyPrint, difference
 
@@ -62,13 +64,31 @@ def wanted_draft(flags: DraftFlags, catalog_draft: str | None, *, is_split: bool
     return None
 
 
-def pair_draft(wanted: WantedDraft, model_id: str, target: VocabularyPrint, draft: VocabularyPrint) -> Pairing:
-    """Whether the draft that was found is used.
+def obstacle(target: ModelFacts, draft: ModelFacts, *, has_projector: bool) -> str | None:
+    """What stands in the way of drafting whatever the vocabularies, to be read after "…: "; None: nothing.
+
+    Args:
+        has_projector: the target is served with one. A picture's embeddings do not fit a draft of another width: llama-server
+            (0c1e570) then ends every request that runs.
+    """
+    if embeds(target):
+        return "it makes embeddings, not text"
+    if embeds(draft):
+        return "the draft makes embeddings, not text"
+    if has_projector:
+        return "it reads pictures, which llama.cpp does not do beside a draft"
+    return None
+
+
+def pair_draft(
+    wanted: WantedDraft, model_id: str, target: VocabularyPrint, draft: VocabularyPrint, hindered: str | None = None
+) -> Pairing:
+    """Whether the draft that was found is used. `hindered`: see `obstacle`.
 
     Raises:
         InvalidInput: the user named it, and it cannot draft for this model.
     """
-    why = difference(target, draft)
+    why = hindered or difference(target, draft)
     if why is None:
         return Pairing(
             True, wanted.max_tokens, f"{wanted.name} drafts up to {wanted.max_tokens} tokens for {model_id}."

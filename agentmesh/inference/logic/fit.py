@@ -57,10 +57,11 @@ class Need:
     context_tokens: int
     slots: int
     embeddings: bool = False  # texts can be embedded, too
+    draft: int = 0  # all that a draft model takes beside it
 
     @property
     def total(self) -> int:
-        return self.weights + self.contexts + self.buffers
+        return self.weights + self.contexts + self.buffers + self.draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,21 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A model that drafts beside another one, at most `max_tokens` at once."""
+
+    facts: ModelFacts
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user asked for; None: what fits. `projector_bytes` come on top of the weights."""
+    """What the user asked for; None: what fits. `projector_bytes` come on top of the weights, the draft's bytes beside all."""
 
     context_tokens: int | None = None
     slots: int | None = None
     projector_bytes: int = 0
+    draft: DraftModel | None = None
 
 
 def buffer_bytes(facts: ModelFacts, context_tokens: int, slots: int, *, ubatch_tokens: int, on_device: bool) -> int:
@@ -96,6 +106,16 @@ def buffer_bytes(facts: ModelFacts, context_tokens: int, slots: int, *, ubatch_t
     return activations + mask + logits + PROCESS_BYTES + (DEVICE_CONTEXT_BYTES if on_device else 0)
 
 
+def draft_bytes(draft: DraftModel, target_vocabulary: int, context_tokens: int, slots: int) -> int:
+    """What a draft takes on top of its target: weights, as many contexts of the same length, buffers (its own vocabulary is in
+    PROCESS_BYTES), and a row of the target's logits for each drafted token. Where the target is on a device, so is the draft."""
+    own = buffer_bytes(
+        draft.facts, context_tokens, slots, ubatch_tokens=batch_tokens(draft.facts, context_tokens), on_device=False
+    )
+    checked = slots * draft.max_tokens * target_vocabulary * _FLOAT_BYTES
+    return draft.facts.weight_bytes + draft.facts.kv_bytes(context_tokens) * slots + own + checked
+
+
 def batch_tokens(facts: ModelFacts, context_tokens: int) -> int:
     """How many tokens are computed at once. A text to embed must fit into one batch."""
     return min(MAX_EMBEDDING_BATCH_TOKENS if embeds(facts) else DEFAULT_UBATCH_TOKENS, context_tokens)
@@ -110,6 +130,9 @@ def need_of(facts: ModelFacts, wanted: Wanted, context_tokens: int, slots: int, 
         buffers=buffer_bytes(facts, context_tokens, slots, ubatch_tokens=ubatch, on_device=on_device),
         context_tokens=context_tokens,
         slots=slots,
+        draft=draft_bytes(wanted.draft, facts.vocabulary.size, context_tokens, slots)
+        if wanted.draft is not None
+        else 0,
     )
 
 
@@ -134,7 +157,9 @@ def fit_model(name: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room
     for room in rooms:
         chosen = _choose(facts, wanted, room)
         if chosen is not None:
-            chosen = _with_embeddings(facts, chosen, room)
+            # Beside embeddings, llama-server (0c1e570) checks no drafts of requests that ask for backend_sampling: it answers 500.
+            if wanted.draft is None or embeds(facts):
+                chosen = _with_embeddings(facts, chosen, room)
             return Fit(room, chosen, True, _sentence(name, chosen, room))
     room = max(rooms, key=lambda one: one.free_bytes)
     smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
@@ -192,10 +217,11 @@ def _slot_counts(wanted: Wanted) -> Sequence[int]:
 
 def _sentence(name: str, need: Need, room: Room) -> str:
     requests = f"{need.context_tokens:,} tokens" + (f" x {need.slots} slots" if need.slots > 1 else "")
+    draft = f" + draft {size(need.draft)}" if need.draft else ""
     place = f" on {room.device}" if room.on_device else ""
     return (
         f"{name} needs {size(need.total)}: weights {size(need.weights)} + context {size(need.contexts)} ({requests}) "
-        f"+ buffers {size(need.buffers)}; {size(room.free_bytes)} are free of {size(room.total_bytes)}{place}"
+        f"+ buffers {size(need.buffers)}{draft}; {size(room.free_bytes)} are free of {size(room.total_bytes)}{place}"
     )
 
 

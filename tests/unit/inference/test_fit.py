@@ -14,6 +14,7 @@ from agentmesh.inference.logic.fit import (
     DEVICE_CONTEXT_BYTES,
     MAX_SLOTS,
     PROCESS_BYTES,
+    DraftModel,
     Room,
     Wanted,
     batch_tokens,
@@ -107,6 +108,28 @@ def test_a_short_model_is_served_with_its_short_context() -> None:
 
 def test_the_projector_counts_as_weights() -> None:
     assert need_of(facts(), Wanted(projector_bytes=7), 512, 1, on_device=False).weights == 4 * GB + 7
+
+
+def test_a_draft_takes_weights_contexts_and_buffers_of_its_own_and_rows_of_the_targets_logits() -> None:
+    small = facts(weights=GB // 2, layers=4)
+    need = need_of(facts(), Wanted(draft=DraftModel(small, 8)), 4096, 2, on_device=False)
+    own = need_of(small, Wanted(), 4096, 2, on_device=False)
+    assert need.draft == own.total + 2 * 8 * 128_000 * 4
+    assert need.total == need_of(facts(), Wanted(), 4096, 2, on_device=False).total + need.draft
+
+
+def test_a_draft_shortens_the_context_and_is_part_of_the_arithmetic() -> None:
+    draft = DraftModel(facts(weights=GB, layers=16), 8)
+    with_it, without = (fit_model("m", facts(), Wanted(draft=one), [room(8)]) for one in (draft, None))
+    assert (with_it.fits, without.fits) == (True, True)
+    assert with_it.need.context_tokens < without.need.context_tokens
+    assert f" + draft {size(with_it.need.draft)};" in with_it.sentence
+
+
+def test_texts_are_not_embedded_by_a_model_with_a_draft() -> None:
+    draft = DraftModel(facts(weights=GB, layers=1), 8)
+    assert fit_model("m", facts(), Wanted(), [room(60)]).need.embeddings
+    assert not fit_model("m", facts(), Wanted(draft=draft), [room(60)]).need.embeddings
 
 
 def test_the_first_room_in_which_it_fits_is_taken() -> None:
