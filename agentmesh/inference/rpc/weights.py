@@ -62,7 +62,11 @@ class WeightFiles:
         Raises:
             ModelFileUnusable: a part is missing, unusable, or changed while it was read.
         """
-        files = await asyncio.to_thread(part_files, path)
+        return await cls.open_parts(await asyncio.to_thread(part_files, path), identities)
+
+    @classmethod
+    async def open_parts(cls, files: Sequence[Path], identities: FileIdentities) -> WeightFiles:
+        """The same for the parts of a model, in order, wherever they lie and whatever they are called."""
         hashes = [bytes.fromhex((await identities.identify(file)).sha256) for file in files]
         return await asyncio.to_thread(_open_all, files, hashes, identities)
 
