@@ -60,6 +60,7 @@ class FakeDispatch:
         self.wanted: list[Wanted] = []
         self.leases: list[FakeLease] = []
         self.full = False
+        self.sessions = False
         self.left_queue = 0
         self.changed = asyncio.Event()
 
@@ -93,6 +94,9 @@ class FakeDispatch:
             except asyncio.CancelledError:
                 self.left_queue += 1
                 raise
+
+    def by_session(self, model: str) -> bool:
+        return self.sessions
 
     def models(self) -> Sequence[tuple[ServedModel, Sequence[bytes]]]:
         return [(target.model, [target.node]) for target in self.targets]

@@ -37,8 +37,9 @@ def model(
     can: tuple[str, ...] = ("chat", "completion", "tools"),
     parameters: int = 0,
     sha256: str = "",
+    shard: str = "",
 ) -> ServedModel:
-    return ServedModel(id_, aliases, ready, context, slots, can, parameters, 0, sha256)
+    return ServedModel(id_, aliases, ready, context, slots, can, parameters, 0, sha256, shard)
 
 
 def own(served: ServedModel | None = None, port: int = 1) -> Target:
@@ -125,9 +126,14 @@ CHAT = "/v1/chat/completions"
 
 
 def want(
-    name: str = "tiny", *, local_only: bool = False, path: str = CHAT, needs: frozenset[str] = frozenset()
+    name: str = "tiny",
+    *,
+    local_only: bool = False,
+    path: str = CHAT,
+    needs: frozenset[str] = frozenset(),
+    session: bytes = b"",
 ) -> Wanted:
-    return Wanted(name, path, needs, local_only=local_only)
+    return Wanted(name, path, needs, local_only=local_only, session=session)
 
 
 def take(world: World, wanted: Wanted | None = None, avoid: frozenset[tuple[bytes, str]] = frozenset()) -> HeldLease:

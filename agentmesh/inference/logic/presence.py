@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from agentmesh.core.units import KIB
+from agentmesh.inference.logic.shard_name import is_shard_name
 from agentmesh.inference.logic.target import ServedModel
 
 MAX_OFFER_BYTES: Final = 8 * KIB  # mesh/logic/kinds.py: NODE
@@ -84,6 +85,7 @@ def _usable(model: ServedModel) -> bool:
         and all(0 < len(name) <= MAX_NAME_CHARS and name.isprintable() for name in names)
         and all(0 <= number < 1 << 53 for number in numbers)
         and model.slots >= 1
+        and is_shard_name(model.shard)
     )
 
 

@@ -8,7 +8,7 @@ reason hosts whose file differs (by SHA-256) from this node's, else from that of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from agentmesh.inference.logic.route_limits import MAX_SAME_NAME, MAX_SERVING_NODES, MAX_TARGETS
 from agentmesh.inference.logic.target import ServedModel, Target
@@ -40,6 +40,7 @@ class Roster:
         self._hosts: dict[str, tuple[Target, ...]] = {}  # what targets() answered since the last change
         self._ranks: dict[bytes, bytes] = {}
         self._peer_targets = 0
+        self._sharded: dict[str, int] = {}  # models of which some hosts have a part only, with how many
 
     # ------------------------------------------------------------------ questions
 
@@ -84,10 +85,17 @@ class Roster:
         targets = self.targets(model_id)
         return tuple(t.node for t in targets if t.model.ready) or tuple(t.node for t in targets)
 
+    def sharded(self) -> Collection[str]:
+        """The ids of which some hosts have a part of the experts only. The same object always, which follows the changes."""
+        return self._sharded
+
     def describe(self, model_id: str) -> ServedModel:
-        """What the best host says of it: a ready one, this node's first, then the one with the longest context."""
+        """What the best host says of it: a ready one, the whole model before parts, this node's, then the longest context."""
         hosts = self.targets(model_id)
-        return min(hosts, key=lambda t: (not t.model.ready, t.node != self._me, -t.model.context_tokens)).model
+        return min(
+            hosts,
+            key=lambda t: (not t.model.ready, bool(t.model.shard), t.node != self._me, -t.model.context_tokens),
+        ).model
 
     def get(self, node: bytes, model_id: str) -> Target | None:
         """What `node` offers by this id."""
@@ -131,6 +139,8 @@ class Roster:
         _count(self._ids_by_name, model.id.lower(), model.id, 1)
         for alias in {alias.lower() for alias in model.aliases}:
             _count(self._ids_by_alias, alias, model.id, 1)
+        if model.shard:
+            self._sharded[model.id] = self._sharded.get(model.id, 0) + 1
 
     def _take_out(self, target: Target) -> None:
         model = target.model
@@ -141,6 +151,10 @@ class Roster:
         _count(self._ids_by_name, model.id.lower(), model.id, -1)
         for alias in {alias.lower() for alias in model.aliases}:
             _count(self._ids_by_alias, alias, model.id, -1)
+        if model.shard:
+            self._sharded[model.id] -= 1
+            if not self._sharded[model.id]:
+                del self._sharded[model.id]
 
     # ------------------------------------------------------------------ order
 

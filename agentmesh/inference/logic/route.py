@@ -2,7 +2,8 @@
 
 Owns the rule, and what is known of each host: requests in flight, its breaker, and how long it said to be busy. Hosts that
 are suspect, dead, not ready or were tried are out. The least in flight for its slots wins; this node on ties while it has a
-free slot. A host that failed lately comes after those that did not, however idle it looks.
+free slot. A host that failed lately comes after those that did not, however idle it looks. Of a model that some hosts have parts
+of only, the whole one wins while it has a free slot, then the part that the request's session belongs to.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import TypeAlias
 
 from agentmesh.inference.logic.breaker import Breaker
-from agentmesh.inference.logic.route_limits import EXTRA_IN_FLIGHT, EXTRA_PER_SLOTS, MAX_CONSIDERED
+from agentmesh.inference.logic.expert_sessions import order_of_session
+from agentmesh.inference.logic.route_limits import EXTRA_IN_FLIGHT, EXTRA_PER_SLOTS, MAX_CONSIDERED, MAX_SHARD_HOSTS
 from agentmesh.inference.logic.target import ServedModel, Target
 
 Key: TypeAlias = tuple[bytes, str]
+Rank: TypeAlias = tuple[int, bool, bool, float, int]
 
 
 @dataclass(slots=True)
@@ -72,6 +76,7 @@ def choose(
     avoid: Collection[Key] = (),
     own_only: bool = False,
     tokens: int = 0,
+    session: bytes = b"",
 ) -> Choice:
     """Decide among the hosts of one model, in the order in which ties are broken.
 
@@ -80,12 +85,13 @@ def choose(
         avoid: hosts that this request was tried at; one that was only busy may be among them, and is waited for.
         own_only: peers are not asked.
         tokens: about how many the request has; hosts with a shorter context come later. 0: unknown.
+        session: of a model some of whose hosts are shards: each session has its own order of these. Empty: as other models.
     """
     choice = Choice()
     last_resort: list[Target] = []
-    best: tuple[int, bool, bool, float, int] | None = None
+    best: Rank | None = None
     considered = full = 0
-    for target in targets:
+    for position, target in enumerate(in_order_of(session, targets) if session else targets):
         if own_only and target.engine is None:
             continue
         key = target.key
@@ -99,8 +105,11 @@ def choose(
             full += 1
             continue
         rank = _rank(target, place, now_s, is_retry=bool(avoid), tokens=tokens)
+        load = rank[3]
+        if session:
+            rank = _rank_for_session(rank, target, position)
         if best is None or rank < best:
-            best, choice.target, choice.load = rank, target, rank[3]
+            best, choice.target, choice.load = rank, target, load
     if not considered and last_resort:
         return _last_resort(last_resort, places, choice, now_s)
     if choice.target is not None:
@@ -108,6 +117,25 @@ def choose(
     elif full:
         choice.verdict = Verdict.FULL
     return choice
+
+
+def in_order_of(session: bytes, targets: Sequence[Target]) -> list[Target]:
+    """The hosts that have the whole model, then the shards in this session's order; bounded, so that one decision is."""
+    whole = [target for target in targets if not target.model.shard][: MAX_CONSIDERED // 2]
+    shards = {t.node.hex(): t for t in islice((t for t in targets if t.model.shard), MAX_SHARD_HOSTS)}
+    return [*whole, *(shards[node] for node in order_of_session(session, shards))]
+
+
+def _rank_for_session(rank: Rank, target: Target, position: int) -> Rank:
+    """A whole model with a free slot, whose answers are better; then the session's shard, and the next ones in its order while
+    that one has no room; then a whole model where one waits, or that failed lately. A second try is never the probe."""
+    probe, is_shaky, is_short, load, nearness = rank
+    if target.model.shard:
+        return (3 if probe > 0 else 1, False, is_short, float(position), 0)
+    if probe < 0:
+        return rank  # else it would never be found out that it is back
+    is_best = load < 1 and not is_shaky and not is_short
+    return (3 if probe > 0 else 0 if is_best else 2, is_shaky, is_short, load, nearness)
 
 
 _UNUSED = Place()  # read only: a host that was never asked
@@ -145,9 +173,7 @@ def _has_room(target: Target, place: Place, now_s: float) -> bool:
     return place.in_flight < most_in_flight(target.model) and place.busy_until_s <= now_s
 
 
-def _rank(
-    target: Target, place: Place, now_s: float, *, is_retry: bool, tokens: int
-) -> tuple[int, bool, bool, float, int]:
+def _rank(target: Target, place: Place, now_s: float, *, is_retry: bool, tokens: int) -> Rank:
     """Lower is better. A probe comes first, since else an idle mesh would never find out that a host is back; but never
     as a second try, when the client has waited already."""
     due = place.breaker.is_due(now_s)

@@ -39,5 +39,8 @@ RETRY_AWAY_S: Final = 5
 MAX_SERVING_NODES: Final = 4096  # nodes whose offers are kept
 MAX_TARGETS: Final = 16_384  # models of peers, all nodes together
 MAX_CONSIDERED: Final = 64  # hosts of one model that one decision compares: bounds its cost
+MAX_SHARD_HOSTS: Final = (
+    64  # hosts of parts of one model that a session may be put on: as many as a plan has (moe.MAX_NODES)
+)
 MAX_SAME_NAME: Final = 16  # models that share an alias
 MAX_LISTED_NAMES: Final = 30  # in one sentence

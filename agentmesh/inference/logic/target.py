@@ -34,7 +34,9 @@ class ServedModel(msgspec.Struct, frozen=True, array_like=True):
         capabilities: of `Capability`; names that this version does not know are kept.
         parameters: how many the model has, 0 if unknown; `auto` and launchers prefer more.
         size_bytes: of its weights.
-        sha256: of its (first) file, empty while unknown.
+        sha256: of its (first) file, empty while unknown. Of a shard: that of the whole model's file, for all shards of one model are
+            the same model to whoever asks.
+        shard: which part of a mixture of experts it is (logic/shard_name.py), empty: the whole model.
     """
 
     id: str
@@ -46,6 +48,7 @@ class ServedModel(msgspec.Struct, frozen=True, array_like=True):
     parameters: int = 0
     size_bytes: int = 0
     sha256: str = ""
+    shard: str = ""
 
 
 class EngineAddress(msgspec.Struct, frozen=True):  # pools are found by it: its hash is not computed in Python

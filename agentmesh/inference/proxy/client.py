@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING, cast
 
 from agentmesh.core.errors import AgentMeshError
-from agentmesh.inference.logic.classify import read_body
 from agentmesh.inference.logic.head_memo import HeadMemo
 from agentmesh.inference.logic.http_body import ChunkedFraming, Framing, LengthFraming
 from agentmesh.inference.logic.http_head import (
@@ -37,8 +36,7 @@ from agentmesh.inference.proxy.body import Body, BodySpool, MemoryBody
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.exchange import Exchange, Request
 from agentmesh.inference.proxy.phase import CLOSE, CONTINUE, KEEP, PROCESSING, Phase, StallWatch
-from agentmesh.inference.proxy.ports import Wanted
-from agentmesh.inference.proxy.reception import Admitted, Reply, receive
+from agentmesh.inference.proxy.reception import Admitted, Reply, receive, wanted_of
 
 if TYPE_CHECKING:
     from agentmesh.inference.proxy.server import ApiServer
@@ -269,12 +267,11 @@ class ClientConnection(asyncio.Protocol):
         """The request is whole: find out what it asks for, and give it to an exchange."""
         endpoint = self._admitted.endpoint
         try:
-            asked = read_body(endpoint, body.data) if body.data else body.read(lambda view: read_body(endpoint, view))
+            wanted = wanted_of(self._parts.dispatch, endpoint, body, self._admitted.caller)
         except AgentMeshError as error:
             body.close()
             self._answer_now(error_answer(head.path, 400, error.code, error.message), skip_body=False)
             return
-        wanted = Wanted(asked.model, endpoint, asked.needs, body.size, self._admitted.caller)
         self.phase = phase.ANSWERING
         self._deadline_s = math.inf
         self._exchange = Exchange(self._parts, Request(endpoint, head.headers, body, wanted), self)

@@ -7,7 +7,7 @@ nothing; whoever does is told of every change.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,6 +98,10 @@ class Directory:
     def targets(self, model_id: str) -> tuple[Target, ...]:
         """All hosts of one model, this node first."""
         return self._roster.targets(model_id)
+
+    def sharded(self) -> Collection[str]:
+        """The models of which some hosts have a part of the experts only."""
+        return self._roster.sharded()
 
     def target(self, key: tuple[bytes, str]) -> Target | None:
         """The host by this key, while it offers the model."""

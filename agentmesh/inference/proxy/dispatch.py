@@ -51,6 +51,7 @@ class Dispatcher:
         self._lone: dict[str, tuple[Target, Place, int]] = {}  # see _give_lone
         self._mean_s: dict[str, float] = {}  # of whole requests, by model
         self._queues = Queues(self._retry, now_s, call_later)
+        self._sharded = directory.sharded()
         directory.on_change(self._directory_changed)
         metrics.watch(self._gauges)
 
@@ -90,6 +91,12 @@ class Dispatcher:
             raise
         finally:
             self._queues.leave(waiter)
+
+    def by_session(self, model: str) -> bool:
+        """See ports.Dispatch. Asked for each request: without shards in the mesh it must cost nothing."""
+        if not self._sharded:
+            return False
+        return is_auto(model) or any(id_ in self._sharded for id_ in self._directory.resolve(model))
 
     def models(self) -> Sequence[tuple[ServedModel, Sequence[bytes]]]:
         """See ports.Dispatch."""
@@ -136,6 +143,7 @@ class Dispatcher:
                 avoid=avoid,
                 own_only=wanted.local_only,
                 tokens=tokens,
+                session=wanted.session if model_id in self._sharded else b"",
             )
             if choice.verdict is Verdict.NOBODY:
                 nobody = nobody or choice

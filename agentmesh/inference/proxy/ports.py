@@ -35,6 +35,7 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):  # a frozen dataclass takes
         body_bytes: of the request, for a rough estimate of its tokens.
         caller: whom it is for (fairness comes later): a key's digest, a peer's id, or "local".
         local_only: it came over the mesh and must not leave again.
+        session: what its conversation is called (logic/session_key.py), where hosts are chosen by it; else empty.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):  # a frozen dataclass takes
     body_bytes: int = 0
     caller: str = "local"
     local_only: bool = False
+    session: bytes = b""
 
 
 class Lease(Protocol):
@@ -86,6 +88,10 @@ class Dispatch(Protocol):
         Raises:
             Refused: as try_acquire; also 503 when it waited too long.
         """
+        ...
+
+    def by_session(self, model: str) -> bool:
+        """Whether conversations are kept on hosts of what this name means: then `Wanted.session` is to be set."""
         ...
 
     def models(self) -> Sequence[tuple[ServedModel, Sequence[bytes]]]:

@@ -1,4 +1,4 @@
-"""What becomes of a request once its head is read: answered at once, or admitted to have its body read.
+"""What becomes of a request once its head is read: answered at once, or admitted to have its body read; and what that asks for.
 
 Owns nothing; puts in order the checks of gate.py, the answers of this node itself, and the endpoints that are relayed.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentmesh.inference.logic.classify import endpoint_of
+from agentmesh.inference.logic.classify import endpoint_of, read_body
 from agentmesh.inference.logic.http_head import RequestHead
 from agentmesh.inference.logic.origin import preflight_fields
+from agentmesh.inference.logic.session_key import session_key
+from agentmesh.inference.proxy.body import Body
 from agentmesh.inference.proxy.dialects import Answer, error_answer
 from agentmesh.inference.proxy.gate import Gate, Refusal, check_form
 from agentmesh.inference.proxy.parts import Parts
+from agentmesh.inference.proxy.ports import Dispatch, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,17 @@ def receive(parts: Parts, gate: Gate, head: RequestHead) -> Admitted | Reply:
         largest = f"The request's body is larger than {parts.settings.max_body_bytes:,} bytes."
         return refuse(head.path, Refusal(413, "body_too_large", largest))
     return Admitted(endpoint, str(caller))
+
+
+def wanted_of(dispatch: Dispatch, endpoint: str, body: Body, caller: str) -> Wanted:
+    """What a request asks for. Its body is looked into once, and for its conversation only where hosts are chosen by that.
+
+    Raises:
+        NotJson, NoModel: see read_body.
+    """
+    asked = read_body(endpoint, body.data) if body.data else body.read(lambda view: read_body(endpoint, view))
+    session = body.read(session_key) if dispatch.by_session(asked.model) else b""
+    return Wanted(asked.model, endpoint, asked.needs, body.size, caller, False, session)
 
 
 def refuse(path: str, refusal: Refusal) -> Reply:

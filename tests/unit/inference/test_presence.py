@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,3 +168,21 @@ async def test_what_a_node_says_is_good_until_it_says_it_again_for_those_whose_c
     for _, lifetime in mesh.told:  # the offer, and the goodbye that must outlive it
         assert lifetime - behind_ms > 2 * MIN_INTERVAL_MS
     assert mesh.told[-1][1] >= mesh.told[0][1]
+
+
+@pytest.mark.parametrize(
+    ("shard", "usable"),
+    [("", True), ("64/128 1f09a3c2", True), ("later form", True), ("x" * 65, False), ("a\nb", False)],
+)
+def test_what_a_peer_calls_its_part_is_bounded(shard: str, usable: bool) -> None:
+    models = (ServedModel("m", ready=True, shard=shard), ServedModel("other"))
+    offer = decode_offer(msgspec.msgpack.encode(NodeOffer(1, "0", "", 0, models)))
+    assert offer is not None
+    assert offer.models == (models if usable else models[1:])
+
+
+def test_a_node_of_before_there_were_parts_offers_whole_models() -> None:
+    old = msgspec.msgpack.encode([1, "0", "", 0, [["m", [], True, 0, 1, [], 0, 0, "ab"]]])
+    offer = decode_offer(old)
+    assert offer is not None
+    assert (offer.models[0].sha256, offer.models[0].shard) == ("ab", "")

@@ -131,3 +131,28 @@ def test_hosts_that_are_not_ready_do_not_decide_which_file_a_name_means() -> Non
         at(3, model("m", sha256="f" * 64)),
     )
     assert [target.node for target in roster.targets("m")] == [peer(3)]
+
+
+def test_models_with_hosts_of_parts_are_known_until_the_last_such_host_leaves() -> None:
+    roster = _roster(at(1, model("a", shard="8/16 -")), at(2, model("a", shard="8/16 -")), at(3, model("b")))
+    followed = roster.sharded()
+    assert list(followed) == ["a"]
+    roster.put(peer(1), [at(1, model("a"))])
+    assert "a" in followed
+    roster.remove(peer(2))
+    assert not followed
+
+
+def test_a_model_is_described_by_a_host_of_the_whole_before_one_of_a_part() -> None:
+    roster = _roster(own(model("a", shard="8/16 -", context=9000)), at(1, model("a", context=100)))
+    assert roster.describe("a").shard == ""
+    assert roster.describe("a").context_tokens == 100
+
+
+def test_parts_of_another_file_than_most_are_left_out_like_other_models() -> None:
+    hosts = (
+        at(1, model(sha256="x", shard="8/16 -")),
+        at(2, model(sha256="x", shard="8/16 -")),
+        at(3, model(sha256="y")),
+    )
+    assert {target.node for target in _roster(*hosts).targets("tiny")} == {peer(1), peer(2)}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from agentmesh.inference.logic.breaker import Breaker
-from agentmesh.inference.logic.route import Choice, Key, Place, Verdict, choose, most_in_flight
-from agentmesh.inference.logic.route_limits import FAILURES_TO_OPEN, MAX_CONSIDERED
+from agentmesh.inference.logic.route import Choice, Key, Place, Verdict, choose, in_order_of, most_in_flight
+from agentmesh.inference.logic.route_limits import FAILURES_TO_OPEN, MAX_CONSIDERED, MAX_SHARD_HOSTS
 from agentmesh.inference.logic.target import Target
 from tests.fakes.routing import at, model, own, peer
 
@@ -135,3 +135,46 @@ def test_a_host_that_was_only_busy_is_waited_for_though_it_was_tried() -> None:
     busy = _with(at(1), 0, busy_until_s=101.0)
     assert _choose([at(1)], busy, avoid={at(1).key}).verdict is Verdict.FULL
     assert _choose([at(1)], busy, avoid={at(1).key}, now_s=101.0).target == at(1)
+
+
+# ---------------------------------------------------------------------- parts of a model
+
+PART = model(slots=1, shard="8/16 -")
+
+
+def test_the_whole_model_is_preferred_while_it_has_a_free_slot_then_the_sessions_part() -> None:
+    whole, parts = at(9), [at(1, PART), at(2, PART)]
+    targets = [*parts, whole]
+    assert _choose(targets, session=b"s").target == whole
+    mine = _choose(targets, _with(whole, 1), session=b"s").target
+    assert mine == _choose(parts, session=b"s").target
+    full = _with(parts[0], 2) | _with(parts[1], 2)
+    assert _choose(targets, _with(whole, 1) | full, session=b"s").target == whole, "where it waits at least"
+    assert _choose(targets, _with(whole, 2) | full, session=b"s").verdict is Verdict.FULL
+
+
+def test_a_whole_model_that_failed_lately_comes_after_the_parts() -> None:
+    failing = _with(at(9), 0, breaker=_failing(1))
+    assert _choose([at(9), at(1, PART)], failing, session=b"s").target == at(1, PART)
+    assert _choose([at(9), at(1, PART)], failing, session=b"s", out={peer(1)}).target == at(9)
+
+
+def test_a_whole_model_that_is_back_is_found_out_and_a_second_try_is_no_probe() -> None:
+    back = _with(at(9), 0, breaker=_failing(1, reached=False, at_s=0.0))
+    assert _choose([at(9), at(1, PART)], back, session=b"s").target == at(9)
+    assert _choose([at(9), at(1, PART), at(2, PART)], back, session=b"s", avoid={at(2).key}).target == at(1, PART)
+
+
+def test_a_request_too_long_for_a_part_goes_where_there_is_context_enough() -> None:
+    short, long = at(1, model(context=1000, shard="8/16 -")), at(2, model(context=9000, shard="8/16 -"))
+    for number in range(8):
+        assert _choose([short, long], tokens=5000, session=b"%d" % number).target == long
+
+
+def test_parts_without_a_session_are_chosen_as_other_hosts() -> None:
+    assert _choose([at(1, PART), at(2, PART)], _with(at(1), 1)).target == at(2, PART)
+
+
+def test_one_decision_about_a_session_compares_a_bounded_number_of_hosts() -> None:
+    many = [Target(number.to_bytes(32), PART) for number in range(1, 20 * MAX_SHARD_HOSTS)]
+    assert len(in_order_of(b"s", [*many, *(at(9) for _ in range(500))])) <= MAX_SHARD_HOSTS + MAX_CONSIDERED

@@ -310,3 +310,49 @@ async def test_nobody_overtakes_those_who_wait_for_a_lone_host() -> None:
     await settle()
     assert waiting.done()
     waiting.result().release(Outcome.ANSWERED)
+
+
+# ---------------------------------------------------------------------- parts of a model
+
+
+async def test_conversations_are_asked_for_only_where_hosts_are_parts() -> None:
+    world = World(own(model("whole")))
+    asked = [world.dispatcher.by_session(name) for name in ("whole", "parts", "auto")]
+    await world.offer(1, model("parts", aliases=("p",), shard="8/16 -"))
+    later = [world.dispatcher.by_session(name) for name in ("whole", "parts", "P", "auto", "other")]
+    assert asked == [False] * 3
+    assert later == [False, True, True, True, False]
+
+
+async def test_a_session_stays_on_its_part_moves_with_its_loss_and_comes_back() -> None:
+    world = World()
+    for number in (1, 2, 3):
+        await world.offer(number, model(slots=4, shard="8/16 -"))
+    wanted = want(session=b"talk")
+    first = take(world, wanted).target
+    assert {take(world, wanted).target.node for _ in range(3)} == {first.node}
+    world.states[first.node] = PeerState.SUSPECT
+    world.directory.on_peer_state(first.node, PeerState.SUSPECT)
+    second = {take(world, wanted).target.node for _ in range(2)}
+    assert len(second) == 1
+    assert first.node not in second
+    world.states[first.node] = PeerState.ALIVE
+    world.directory.on_peer_state(first.node, PeerState.ALIVE)
+    assert take(world, wanted).target == first
+
+
+async def test_who_waits_while_all_parts_are_full_gets_the_first_place_that_is_free() -> None:
+    world = World()
+    for number in (1, 2):
+        await world.offer(number, model(shard="8/16 -"))
+    leases = fill(world)
+    waiting = await ask(world, want(session=b"talk"))
+    leases[0].release(Outcome.ANSWERED)
+    await settle()
+    assert waiting.result().target == leases[0].target
+
+
+async def test_a_part_of_this_node_answers_a_peers_request_whatever_the_session() -> None:
+    world = World(own(model(shard="8/16 -")))
+    await world.offer(1, model(shard="8/16 -"))
+    assert take(world, want(local_only=True)).target.node == ME
