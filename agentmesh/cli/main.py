@@ -21,6 +21,7 @@ from agentmesh.cli.engine import engine, gpus
 from agentmesh.cli.launch import launch_commands
 from agentmesh.cli.mesh import mesh
 from agentmesh.cli.models import download, models
+from agentmesh.cli.moe import moe
 from agentmesh.cli.node import invite, leave, revoke, run_node, status, stop
 from agentmesh.cli.node_options import SERVING_OPTIONS, node_options
 from agentmesh.cli.output import fail
@@ -43,6 +44,7 @@ Examples:
   agentmesh invite --expires 1d                                make another invite
   agentmesh status                                             what this node is and whom it sees
   agentmesh --model qwen2.5-3b                                 serve a model to the whole mesh
+  agentmesh --model qwen3-32b --split                          share a model that is too big for one machine
   agentmesh claude                                             start an agent on the mesh's models
 """
 
@@ -94,13 +96,15 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
             raise click.UsageError(
                 f"--{option} belongs to 'agentmesh --client' or 'agentmesh --model', not to a command."
             )
-    elif options["client"] and (served := [name for name in SERVING_OPTIONS if options[name] not in (None, ())]):
+    elif options["client"] and (served := [name for name in SERVING_OPTIONS if options[name] not in (None, (), False)]):
         option = _OPTION_NAMES.get(served[0], served[0].replace("_", "-"))
         raise click.UsageError(f"A --client serves no models: leave out --client, or --{option}.")
-    elif options["client"] or options["background"] or options["models"] or options["ggufs"]:
+    elif options["split"] is not None and not (options["models"] or options["ggufs"]):
+        raise click.UsageError("--split needs --model or --gguf; to lend memory only, use --rpc-peers.")
+    elif options["client"] or options["background"] or options["models"] or options["ggufs"] or options["rpc_peers"]:
         run_node(options)
     elif any(value not in (None, False, ()) for value in options.values()):
-        raise click.UsageError("These options need --client or --model.")
+        raise click.UsageError("These options need --client, --model or --rpc-peers.")
     else:
         click.echo(ctx.get_help())
 
@@ -108,7 +112,7 @@ def cli(ctx: click.Context, /, verbose: int, **options: Any) -> None:
 _SECTIONS: Final[tuple[tuple[str, tuple[click.Command, ...]], ...]] = (
     ("Blackboard", (blackboard,)),
     ("Agents on the mesh's models", launch_commands),
-    ("Models", (models, download, load, unload, drop, engine, gpus)),
+    ("Models", (models, download, load, unload, drop, moe, engine, gpus)),
     ("Node and mesh", (status, invite, revoke, leave, stop, mesh)),
 )
 for _, _commands in _SECTIONS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.cli.split_flags import parse_rpc_peers, split_body
 from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
 from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeLost
@@ -68,6 +69,10 @@ def run_node(options: Mapping[str, Any]) -> int:
 def _serve_options(options: Mapping[str, Any]) -> ServeOptions:
     from agentmesh.node.options import ServeOptions
 
+    body = split_body(options)
+    everyone, lends_to = parse_rpc_peers(options["rpc_peers"])
+    if options["weights"] is not None and options["rpc_peers"] is None and "split" not in body:
+        raise InvalidInput("--weights belongs to --rpc-peers or --split. Add one of them, or leave it out.")
     return ServeOptions(
         client=bool(options["client"]),
         models=options["models"],
@@ -77,6 +82,12 @@ def _serve_options(options: Mapping[str, Any]) -> ServeOptions:
         device=options["device"],
         bin_dir=Path(options["bin_dir"]).expanduser().absolute() if options["bin_dir"] is not None else None,
         llama_flavor=options["llama_flavor"],
+        split=body.get("split"),
+        draft=body.get("draft"),
+        # Who asks others for their memory gives his own, unless he says to whom.
+        lends_to_all=everyone or ("split" in body and options["rpc_peers"] is None),
+        lends_to=lends_to,
+        streams_weights=options["weights"] == "stream",
     )
 
 

@@ -50,7 +50,46 @@ _SERVING: Final = (
     click.option("--llama-flavor", metavar="NAME", help="Which engine: cpu, cuda, rocm, vulkan, metal, or embedded."),
 )
 
-SERVING_OPTIONS: Final = ("models", "ggufs", "ctx_size", "max_vram", "device", "bin_dir", "llama_flavor")
+_LENDING: Final = (
+    click.option(
+        "--rpc-peers",
+        metavar="ID,…|all",
+        help="Lend this machine's memory to models that these nodes host. [nobody; with --split all]",
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["fetch", "stream"]),
+        help="What to do without a model's file when a host asks: fetch it first, or let the weights come. [fetch]",
+    ),
+)
+
+_SPLITTING: Final = (
+    click.option(
+        "--split",
+        is_flag=False,
+        flag_value="any",
+        type=click.Choice(["any", "layers", "experts"]),
+        help="Spread the model over the mesh if no node can hold it: its layers, or (=experts) its experts.",
+    ),
+    click.option(
+        "--tensor-split",
+        metavar="N,N,…",
+        help="How many parts each node of a split gets: workers in plan order, the host last. [what fits]",
+    ),
+    click.option("--host-node", metavar="ID", help="The node that hosts the split. [the one with most free memory]"),
+    click.option("--min-peers", type=click.IntRange(0, 15), metavar="N", help="Wait for so many workers. [what fits]"),
+)
+
+_DRAFTING: Final = (
+    click.option("--draft", metavar="NAME", help="A small model that drafts. [in a split: as the catalog says]"),
+    click.option("--draft-max", type=click.IntRange(1, 64), metavar="N", help="Tokens to draft at a time. [8]"),
+    click.option("--no-draft", is_flag=True, help="Use no draft."),
+)
+
+SERVING_OPTIONS: Final = (
+    *("models", "ggufs", "ctx_size", "max_vram", "device", "bin_dir", "llama_flavor"),
+    *("split", "tensor_split", "host_node", "min_peers", "draft", "draft_max", "no_draft", "rpc_peers", "weights"),
+)
 
 _PORTS: Final = (
     click.option("--port", type=_PORT, metavar="PORT", help="Port of the model API on loopback (0: any). [9337]"),
@@ -74,8 +113,15 @@ _PORTS: Final = (
 )
 
 
+def split_options(command: Command) -> Command:
+    """Decorates `load` with those that are about spreading one model."""
+    for option in reversed((*_SPLITTING, *_DRAFTING)):
+        command = option(command)
+    return command
+
+
 def node_options(command: Command) -> Command:
     """Decorates the root command with all of them, in this order."""
-    for option in reversed((*_RUN, *_MESH, *_SERVING, *_PORTS)):
+    for option in reversed((*_RUN, *_MESH, *_SERVING, *_SPLITTING, *_DRAFTING, *_LENDING, *_PORTS)):
         command = option(command)
     return command

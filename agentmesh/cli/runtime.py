@@ -16,7 +16,9 @@ from urllib.parse import quote
 import click
 
 from agentmesh.cli.node import parse_gigabytes
+from agentmesh.cli.node_options import split_options
 from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.cli.split_flags import split_body
 from agentmesh.control.api_keys import KEY_VARIABLE
 from agentmesh.control.client import NodeClient
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
@@ -26,7 +28,7 @@ POLL_S: Final = 0.25  # the first second; a small model is ready by then
 SLOW_POLL_S: Final = 1.0
 ADMIT_TIMEOUT_S: Final = 180.0  # the hub is asked, the file's header read, devices listed: each has its own bound
 UNLOAD_TIMEOUT_S: Final = 60.0  # an engine gets its grace, then is killed
-ENDED: Final = ("ready", "failed")
+ENDED: Final = ("ready", "failed", "standby")
 LOCAL_PREFIXES: Final = ("./", "../", "~")
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -40,6 +42,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @click.option("--max-vram", metavar="GB", help="Memory that all models together may use, in GB. [what is free]")
 @click.option("--device", metavar="NAME", help="Run it on this device, or 'none' for the CPU. [the best one]")
+@split_options
 @click.option("--no-wait", is_flag=True, help="Return as soon as the node has taken it on.")
 @_json
 def load(
@@ -50,6 +53,7 @@ def load(
     device: str | None,
     no_wait: bool,
     as_json: bool,
+    **more: Any,
 ) -> None:
     """Serve a model on this home's node, downloading it if need be.
 
@@ -62,6 +66,7 @@ def load(
       agentmesh load 7b                                          a model of the catalog
       agentmesh load bartowski/Qwen2.5-3B-Instruct-GGUF:Q8_0     of Hugging Face
       agentmesh load ./models/mine.gguf --ctx-size 65536         a file
+      agentmesh load qwen3-32b --split                           spread over the mesh if no node can hold it
     """
     name, is_path = as_reference(model)
     body = {
@@ -71,6 +76,7 @@ def load(
         "max_vram": parse_gigabytes(max_vram) if max_vram is not None else None,
         "device": device,
         "slots": slots,
+        **split_body(more),
     }
     client = _client()
     status = client.request("POST", "/api/runtime/models", json=body, timeout_s=ADMIT_TIMEOUT_S)
@@ -82,7 +88,7 @@ def load(
             raise
     if as_json:
         emit_json(status)
-    elif status["state"] == "ready":
+    elif status["state"] in ("ready", "standby"):
         click.echo(safe_line(status["id"]))
         _show_hints(client, str(status["id"]))
     else:
@@ -223,7 +229,7 @@ def progress_line(status: Mapping[str, Any], *, fine: bool = True) -> str:
         parts.append(
             f"{int(status['context_tokens']):,} tokens of context, {status['slots']} at once, on {_place(status)}"
         )
-    elif status["state"] == "waiting" and status.get("reason"):
+    elif status["state"] in ("waiting", "standby") and status.get("reason"):
         parts.append(str(status["reason"]))
     return safe_line(f"{status['id']}: {', '.join(parts)}")
 

@@ -6,7 +6,7 @@ does not fit is a 409 with the arithmetic, an unknown one a 404.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from fastapi import APIRouter
@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.process import EngineStatus
+from agentmesh.inference.logic.drafting import DraftFlags
 from agentmesh.inference.logic.fit import MAX_CONTEXT_TOKENS, MAX_WANTED_SLOTS
 from agentmesh.inference.logic.reference import MAX_REFERENCE_CHARS
 from agentmesh.inference.logic.target import EngineAddress
-from agentmesh.inference.serving_types import LoadRequest, ModelStatus
+from agentmesh.inference.serving_types import LoadRequest, ModelStatus, SplitFlags
 
 MAX_DEVICE_CHARS: Final = 256
 MAX_MEMORY_BYTES: Final = 1 << 50
@@ -39,6 +40,27 @@ class ServingNode(Protocol):
     async def engine(self) -> Engine | None: ...
 
 
+class SplitBody(BaseModel):
+    """How a model is spread; see SplitFlags."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    way: Literal["any", "layers", "experts"] = "any"
+    tensor_split: list[float] = Field(default_factory=list[float], max_length=16)
+    host: str = Field(default="", max_length=64)
+    min_peers: int = Field(default=0, ge=0, le=15)
+
+
+class DraftBody(BaseModel):
+    """Which model drafts; see DraftFlags."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    draft: str | None = Field(default=None, min_length=1, max_length=MAX_REFERENCE_CHARS)
+    draft_max: int | None = Field(default=None, ge=1, le=64)
+    no_draft: bool = False
+
+
 class LoadBody(BaseModel):
     """A model to serve: a reference, or with `is_path` a file of the node's machine. Sizes in bytes."""
 
@@ -50,6 +72,8 @@ class LoadBody(BaseModel):
     max_vram: int | None = Field(default=None, ge=1, le=MAX_MEMORY_BYTES)
     device: str | None = Field(default=None, min_length=1, max_length=MAX_DEVICE_CHARS)
     slots: int | None = Field(default=None, ge=1, le=MAX_WANTED_SLOTS)
+    split: SplitBody | None = None
+    draft: DraftBody | None = None
 
 
 class DownloadProgress(BaseModel):
@@ -57,6 +81,23 @@ class DownloadProgress(BaseModel):
 
     done_bytes: int
     total_bytes: int
+
+
+class SplitWorker(BaseModel):
+    """One worker of a split that this node hosts. `commands`: requests, round trips, bytes sent, bytes received of each."""
+
+    node: str
+    name: str
+    layers: int
+    share_bytes: int
+    state: str
+    has_files: bool
+    round_trips: int
+    sent_bytes: int
+    received_bytes: int
+    referenced_bytes: int
+    overdue_s: float
+    commands: dict[str, tuple[int, int, int, int]]
 
 
 class ServedModelStatus(BaseModel):
@@ -79,6 +120,10 @@ class ServedModelStatus(BaseModel):
     pid: int | None
     flavour: str
     device: str | None
+    plan: str
+    advice: list[str]
+    workers: list[SplitWorker]
+    draft: str
 
 
 class ServedModels(BaseModel):
@@ -155,6 +200,8 @@ def runtime_router(serving: ServingNode) -> APIRouter:
             slots=body.slots,
             max_vram_bytes=body.max_vram,
             device=body.device,
+            split=msgspec.convert(body.split.model_dump(), SplitFlags) if body.split is not None else None,
+            draft=DraftFlags(**body.draft.model_dump()) if body.draft is not None else None,
         )
         return _row(await serving.load(request))
 

@@ -187,7 +187,7 @@ class ModelRun:
             return
         if self.request.split is not None:
             return
-        rooms = await self._rooms()
+        rooms = await self.rooms()
         most = max(rooms, key=lambda room: room.free_bytes)
         if located.plan.size_bytes > most.free_bytes:
             raise DoesNotFit(
@@ -294,7 +294,7 @@ class ModelRun:
         self.files = await in_daemon_thread(lambda: check(file, located.projector), name="check model")
         self._changed(self)
 
-    async def _rooms(self) -> list[Room]:
+    async def rooms(self) -> list[Room]:
         return await self._parts.memory.rooms(_sure(self.engine), self.request.device, self.request.max_vram_bytes)
 
     async def _spread(self, flags: SplitFlags) -> None:
@@ -321,7 +321,7 @@ class ModelRun:
         more = files.projector_bytes + (self.draft.need_bytes if self.draft is not None else 0)
         wanted = Wanted(self.request.context_tokens, self.request.slots, more)
         async with self._parts.memory.lock:
-            self.fit = fit_model(self.id, files.model.facts, wanted, await self._rooms())
+            self.fit = fit_model(self.id, files.model.facts, wanted, await self.rooms())
             if self.fit.fits:
                 self._parts.memory.promise(self, self.fit)
                 self._is_holding = True

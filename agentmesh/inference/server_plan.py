@@ -52,20 +52,18 @@ def host_plan(
     *,
     context_tokens: int,
     slots: int,
-    device: str,
     words: tuple[str, ...],
     engine: Engine,
     memory: MemoryBook,
     draft: Draft | None,
 ) -> ServerPlan:
-    """For the host of a split. `context_tokens` of one request; `device`, `words`: engine/split_arguments.py's. It answers no
+    """For the host of a split. `context_tokens` of one request; `words`: engine/split_arguments.py's, `--device` among them. It answers no
     embeddings: models for them are small."""
     return ServerPlan(
         model=model,
         model_id=model_id,
         context_tokens=context_tokens * slots,
         slots=slots,
-        device=device,
         projector=projector,
         embeddings=False,
         extra=(*_prompt_cache(engine, memory), *words, *_of(draft)),

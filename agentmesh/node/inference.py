@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 import agentmesh
 from agentmesh.core.paths import Home
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.blob_index import BlobIndex
 from agentmesh.inference.blob_listing import MeshFiles
 from agentmesh.inference.blobs import BlobService
+from agentmesh.inference.logic.drafting import DraftFlags
 from agentmesh.inference.logic.presence import OFFER_VERSION, NodeOffer, decode_offer
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.models.cache import HubCache
@@ -33,7 +36,8 @@ from agentmesh.inference.proxy.metrics import Metrics
 from agentmesh.inference.proxy.server import ApiServer
 from agentmesh.inference.proxy.settings import ApiSettings
 from agentmesh.inference.service import ModelService
-from agentmesh.inference.settings import ServeSettings
+from agentmesh.inference.serving_types import SplitFlags
+from agentmesh.inference.settings import Lending, ServeSettings, Weights
 from agentmesh.mesh.api import Mesh
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.record import Record
@@ -229,4 +233,9 @@ def _serve_settings(options: ServeOptions, *, again: bool) -> ServeSettings:
         llama_flavor=options.llama_flavor,
         again=again,
         no_engine=options.client,
+        lending=Lending(
+            options.lends_to_all, options.lends_to, Weights.STREAM if options.streams_weights else Weights.FETCH
+        ),
+        split=msgspec.convert(options.split, SplitFlags) if options.split is not None else None,
+        draft=DraftFlags(**options.draft) if options.draft is not None else None,
     )

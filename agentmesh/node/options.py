@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """Which models to serve and on what. `client`: none, and no engine. Empty: what `agentmesh load` brings later.
 
+    `split`, `draft`: fields of SplitFlags and DraftFlags, for every model named here. `lends_to…`: who may use this node's memory for
+    parts of models; `streams_weights`: without fetching their files first.
     `again`: what was loaded before, too, though nobody named a model; a node in the background else loads nothing unasked.
     """
 
@@ -23,6 +26,11 @@ class ServeOptions:
     bin_dir: Path | None = None
     llama_flavor: str | None = None
     again: bool = False
+    split: Mapping[str, Any] | None = None
+    draft: Mapping[str, Any] | None = None
+    lends_to_all: bool = False
+    lends_to: frozenset[bytes] = frozenset()
+    streams_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

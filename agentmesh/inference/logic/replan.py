@@ -240,7 +240,7 @@ class Replan:
             if self._should_host() and self._rival() is None:
                 self._claim(now_ms)
             else:
-                self._report(outcome.sentence if isinstance(outcome, Wait) else "Another node hosts it.")
+                self._report(_about(outcome))
 
     def _should_host(self) -> bool:
         return isinstance(self.outcome, Solo | Split) and self.outcome.host == self.me and self._takes_part()
@@ -337,3 +337,10 @@ class Replan:
 
 def _matters(node: NodeFacts) -> bool:
     return node.takes_part and not node.is_client
+
+
+def _about(outcome: Outcome) -> str:
+    """What somebody who does not host it says of a plan."""
+    if isinstance(outcome, Wait):
+        return outcome.sentence
+    return " ".join(outcome.common.reasons) or "Another node hosts it."

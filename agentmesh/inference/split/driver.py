@@ -34,6 +34,7 @@ from agentmesh.inference.logic.replan import (
 )
 from agentmesh.inference.logic.shard_keeping import ShardKeeping, ShardMove
 from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Shards, Solo, Split
+from agentmesh.inference.split.host_lease import WorkerTermSeen
 
 _log = logging.getLogger(__name__)
 
@@ -41,14 +42,6 @@ MAX_EVENTS: Final = 1_024  # waiting; changes of records are folded into one, so
 END_S: Final = 30.0  # an engine is ended within its own bounds; this is beyond them
 STOPPED: Final = "It was stopped."
 UNEXPECTED: Final = "It failed in a way that nobody expected; the node's log says more."
-
-
-class TermTooOld(AgentMeshError):
-    """A worker has served a newer host of this model."""
-
-    def __init__(self, message: str, seen_term: int) -> None:
-        super().__init__(message)
-        self.seen_term = seen_term
 
 
 class Sees(Protocol):
@@ -59,7 +52,7 @@ class Sees(Protocol):
 
 RunPlan = Callable[[Solo | Split | Shards, int, Callable[[], None]], Awaitable[str]]
 """Runs a plan with a term until it ends; calls the third when its engine answers. Returns why it ended; raises AgentMeshError, or
-TermTooOld. When it returns, raises or was cancelled, nothing of it is left."""
+WorkerTermSeen. When it returns, raises or was cancelled, nothing of it is left."""
 
 
 class SplitDriver:
@@ -178,8 +171,10 @@ class SplitDriver:
             case StopHost():
                 if self._work is not None:
                     self._work.cancel()
-            case Report():
+            case Report() if self._shards.running is None:
                 self.sentence = effect.sentence
+            case Report():
+                pass
 
     # ------------------------------------------------------------------ what runs
 
@@ -197,7 +192,7 @@ class SplitDriver:
             await asyncio.wait([before])
         try:
             return await self._run_plan(plan, term, self._became_ready)
-        except TermTooOld as error:
+        except WorkerTermSeen as error:
             self._put(TermSeen(error.seen_term))
             return error.message
         except AgentMeshError as error:
