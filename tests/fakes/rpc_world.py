@@ -1,4 +1,4 @@
-"""Relayed RPC for tests: two members of a real mesh, streams that count what they carry, real programs of llama.cpp."""
+"""Relayed RPC for tests: members of a real mesh, streams that count what they carry, real programs of llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from agentmesh.core.errors import Unreachable
 from agentmesh.inference.engine.engine import Engine
@@ -38,11 +39,15 @@ class CountingStream:
     async def read(self, max_bytes: int) -> bytes:
         data = await self.inner.read(max_bytes)
         self._carried.received += len(data)
+        if self._carried.kept is not None:
+            self._carried.kept += data
         return data
 
     async def write(self, data: bytes) -> None:
         self._carried.sent += len(data)
         self._carried.writes += 1
+        if self._carried.kept is not None:
+            self._carried.kept += data
         await self.inner.write(data)
 
     async def end(self) -> None:
@@ -53,10 +58,11 @@ class CountingStream:
 
 
 class Carried:
-    """Of all streams of one opener, in bytes."""
+    """Of all streams of one opener, in bytes. With `keep` the bytes themselves as well, both ways, in the order in which they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
         self.sent = self.received = self.streams = self.writes = 0
+        self.kept = bytearray() if keep else None
 
     def opener(self, node: TestNode, peer: bytes) -> Callable[[], Awaitable[Stream]]:
         async def open_stream() -> Stream:
@@ -66,19 +72,38 @@ class Carried:
         return open_stream
 
 
+class WorkerNode(NamedTuple):
+    """A member that lends RPC servers."""
+
+    node: TestNode
+    exits: RpcExits
+
+
 @asynccontextmanager
-async def two_members(root: Path, *, fast_path: bool = True) -> AsyncIterator[tuple[TestNode, TestNode, RpcExits]]:
+async def members(
+    root: Path, workers: int = 2, *, fast_path: bool = True
+) -> AsyncGenerator[tuple[TestNode, list[WorkerNode]]]:
+    """A host, and members with exits that it can open streams to."""
+    async with AsyncExitStack() as stack:
+        host = await TestNode(root, "host", fast_path=fast_path).found().start()
+        stack.push_async_callback(host.mesh.stop)
+        made: list[WorkerNode] = []
+        for number in range(1, workers + 1):
+            name = "worker" if workers == 1 else f"worker-{number}"
+            worker = await (await TestNode(root, name, fast_path=fast_path).join(await host.token())).start()
+            stack.push_async_callback(worker.mesh.stop)
+            exits = RpcExits()
+            worker.mesh.serve(StreamKind.RPC, exits.serve)
+            await _reach(host, worker.key.public)
+            made.append(WorkerNode(worker, exits))
+        yield host, made
+
+
+@asynccontextmanager
+async def two_members(root: Path, *, fast_path: bool = True) -> AsyncGenerator[tuple[TestNode, TestNode, RpcExits]]:
     """A host, a worker, and the worker's exits."""
-    host = await TestNode(root, "host", fast_path=fast_path).found().start()
-    worker = await (await TestNode(root, "worker", fast_path=fast_path).join(await host.token())).start()
-    exits = RpcExits()
-    worker.mesh.serve(StreamKind.RPC, exits.serve)
-    try:
-        await _reach(host, worker.key.public)
-        yield host, worker, exits
-    finally:
-        await worker.mesh.stop()
-        await host.mesh.stop()
+    async with members(root, 1, fast_path=fast_path) as (host, (worker,)):
+        yield host, worker.node, worker.exits
 
 
 async def _reach(host: TestNode, peer: bytes) -> None:
@@ -167,11 +192,15 @@ class Server:
     async def tokens(self, prompt: str = PROMPT, count: int = 24) -> list[int]:
         """What follows, greedily."""
         body = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
-        return (await asyncio.to_thread(self._post, "/completion", body))["tokens"]
+        return (await self.complete(body))["tokens"]
+
+    async def complete(self, body: Mapping[str, Any], timeout_s: float = 60) -> dict[str, Any]:
+        """The answer of /completion. Raises: OSError: there is none, or not in time."""
+        return await asyncio.to_thread(self._post, "/completion", body, timeout_s)
 
     def _get(self, path: str) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5).read()
 
-    def _post(self, path: str, body: dict[str, object]) -> dict[str, list[int]]:
+    def _post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode())
-        return json.loads(urllib.request.urlopen(request, timeout=60).read())
+        return json.loads(urllib.request.urlopen(request, timeout=timeout_s).read())
