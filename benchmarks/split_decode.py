@@ -1,0 +1,256 @@
+"""Tokens a second of a model that is split over 2 and 3 hosts: through the relay and over raw TCP RPC in turn, with a delay between hosts.
+
+    python benchmarks/split_decode.py [--bin-dir DIR] [--quick] [--rounds 3] [--tokens 24]
+
+The hosts are network namespaces on this machine, and a router between them adds the delay and counts what crosses (tests/fakes/delay_line.py):
+needs root. Only the first row is without it: hosts are then processes on loopback. The model is generated: 730 MB in 12 layers (--quick: 245 MB
+in 4), half of them on the worker, or two thirds on two workers; the output stays on the host. One thread computes, whichever host it is on.
+The draft is generated too, and foretells the text but for a known share of tokens; it runs on the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a script
+    sys.path.insert(0, str(ROOT))
+
+from agentmesh.inference.engine.draft_arguments import draft_arguments  # noqa: E402
+from agentmesh.inference.rpc.gateway import RpcGateway  # noqa: E402
+from benchmarks.split_hosts import Answer, Hosts, TimedServer, find_engine, split_arguments, split_hosts  # noqa: E402
+from benchmarks.split_model import DRAFT, QUICK, TARGET, Table, write_model  # noqa: E402
+from tests.fakes.delay_line import Counts, DelayLine, can_make_lines  # noqa: E402
+
+PROMPT = "The mesh joins machines as equals, and"
+RTTS_MS = (0.0, 5.0, 10.0, 20.0)
+DRAFT_TOKENS = 8
+WRONG_SHARES = (0.25, 0.14)  # of the draft's tokens
+MIB = 1 << 20
+
+# mesh-llm's published ones: other machines and another model, so only their course can be compared.
+REFERENCE_TOK_S = {0.0: 60.2, 5.0: 30.1, 10.0: 21.4, 20.0: 12.6}  # three nodes on one machine, simulated latency
+REFERENCE_DRAFT = "5.3 -> 6.2 tok/s with 56 % accepted (1.17 x), 7.3 with 75 % (1.38 x)"
+
+
+@dataclass
+class Figures:
+    """Of one row."""
+
+    solo: list[float] = field(default_factory=list[float])  # tokens a second on the host alone
+    raw: list[float] = field(default_factory=list[float])
+    relayed: list[float] = field(default_factory=list[float])
+    round_trips: float = 0.0
+    written_bytes: float = 0.0  # a token and worker, by the gateways' own counters
+    crossed_bytes: float = 0.0  # by the line, with all headers, both ways
+    raw_crossed_bytes: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Relayed to raw, pair by pair: the machine's speed drifts."""
+        return statistics.median(b / a for a, b in zip(self.raw, self.relayed, strict=True))
+
+    def share(self, delay_s: float) -> float:
+        """Relayed to 1 / (what the host alone takes for a token + `delay_s`), the same way."""
+        return statistics.median(b * (1 / a + delay_s) for a, b in zip(self.solo, self.relayed, strict=True))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how often."""
+
+    layers: int
+    rounds: int
+    tokens: int
+
+
+class Pair:
+    """Two llama-servers on the same workers, over raw RPC and through the relay; and one on the host alone."""
+
+    def __init__(self, hosts: Hosts, workers: int, setting: Setting, line: DelayLine | None) -> None:
+        self._hosts = hosts
+        self._workers = workers
+        self._setting = setting
+        self._line = line
+        self._stack = AsyncExitStack()
+        self._gateways: list[RpcGateway] = []
+        self._servers: dict[str, TimedServer] = {}
+
+    async def __aenter__(self) -> Pair:
+        # As the product does: deflated unless the peer is on loopback.
+        gateways = self._hosts.gateways(self._workers, compress=self._line is not None)
+        joined = await self._stack.enter_async_context(gateways)
+        self._gateways = [gateway for gateway, _ in joined]
+        endpoints = {"raw": self._hosts.raw_endpoints(self._workers), "relayed": [end for _, end in joined]}
+        for name, ends in endpoints.items():
+            layers = self._setting.layers * self._workers // (self._workers + 1)
+            server = self._hosts.serve(*split_arguments(ends, layers))
+            self._stack.push_async_callback(server.end)
+            await server.ready()
+            self._servers[name] = server
+        server = self._servers["solo"] = self._hosts.serve()
+        self._stack.push_async_callback(server.end)
+        await server.ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def measure(self) -> Figures:
+        """All in turn."""
+        figures = Figures()
+        texts: set[str] = set()
+        for server in self._servers.values():  # graphs of new shapes, sizes asked for the first time
+            texts.add((await server.measure(PROMPT, self._setting.tokens)).text)
+        for _ in range(self._setting.rounds):
+            for name, server in self._servers.items():
+                before, trips, written = self._crossed(), self._round_trips(), self._written()
+                answer = await server.measure(PROMPT, self._setting.tokens)
+                texts.add(answer.text)
+                crossed = self._bytes_since(before) / self._setting.tokens / self._workers
+                if name == "raw":
+                    figures.raw.append(answer.tokens_per_s)
+                    figures.raw_crossed_bytes = crossed
+                    continue
+                if name == "solo":
+                    figures.solo.append(answer.tokens_per_s)
+                    continue
+                figures.relayed.append(answer.tokens_per_s)
+                figures.crossed_bytes = crossed
+                figures.round_trips = (self._round_trips() - trips) / self._setting.tokens / self._workers
+                figures.written_bytes = (self._written() - written) / self._setting.tokens / self._workers
+        if len(texts) != 1:
+            raise SystemExit(f"The answers differ: {sorted(texts)}")
+        return figures
+
+    def _crossed(self) -> Counts | None:
+        return self._line.counts() if self._line else None
+
+    def _bytes_since(self, before: Counts | None) -> int:
+        return sum(self._line.counts().since(before).bytes.values()) if self._line and before else 0
+
+    def _round_trips(self) -> int:
+        return sum(gateway.counters.round_trips for gateway in self._gateways)
+
+    def _written(self) -> int:
+        return sum(gateway.counters.out_bytes + gateway.counters.reply_bytes for gateway in self._gateways)
+
+
+async def with_draft(hosts: Hosts, draft: Path | None, setting: Setting) -> list[Answer]:
+    """A relayed split over one worker; three times the tokens, as each round trip brings several."""
+    async with hosts.gateways(1) as joined:
+        arguments = split_arguments([joined[0][1]], setting.layers // 2)
+        if draft is not None:
+            arguments += draft_arguments(hosts.engine, draft, DRAFT_TOKENS)
+        server = hosts.serve(*arguments)
+        try:
+            await server.ready()
+            await server.measure(PROMPT, setting.tokens)
+            return [await server.measure(PROMPT, 3 * setting.tokens) for _ in range(setting.rounds)]
+        finally:
+            await server.end()
+
+
+# ------------------------------------------------------------------ what is printed
+
+
+def _row(name: str, rtt_ms: float, workers: int, figures: Figures) -> str:
+    solo, raw, relayed = (statistics.median(each) for each in (figures.solo, figures.raw, figures.relayed))
+    reference = f"{REFERENCE_TOK_S[rtt_ms]:.1f}" if workers == 2 else ""
+    crossed = f"{figures.raw_crossed_bytes / 1000:.1f} / {figures.crossed_bytes / 1000:.1f}"
+    return (
+        f"| {name} | {solo:.1f} | {raw:.1f} | {relayed:.1f} | {figures.ratio:.2f} "
+        f"| {figures.share(workers * rtt_ms / 1000):.2f} | {figures.round_trips:.2f} "
+        f"| {figures.written_bytes / 1000:.1f} | {crossed if figures.crossed_bytes else ''} | {reference} |"
+    )
+
+
+def _head(size: int) -> None:
+    print(f"| {size / 1e6:.0f} MB | solo tok/s | raw tok/s | relayed tok/s | relayed / raw ", end="")
+    print(
+        "| relayed x (1 / solo + workers x RTT) | round trips a token and worker | kB relayed a token and worker ",
+        end="",
+    )
+    print("| kB crossed, raw / relayed | mesh-llm, 3 nodes, tok/s |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+
+
+async def over_line(hosts: Hosts, line: DelayLine, setting: Setting, rtts_ms: Sequence[float]) -> None:
+    """The rows with a delay."""
+    for workers in (1, 2):
+        line.shape()
+        async with Pair(hosts, workers, setting, line) as pair:
+            for rtt_ms in rtts_ms:
+                line.shape(rtt_ms=rtt_ms)
+                figures = await pair.measure()
+                name = f"{workers + 1} nodes, {rtt_ms:g} ms"
+                print(_row(name, rtt_ms, workers, figures), flush=True)
+
+
+async def drafts(hosts: Hosts, line: DelayLine, setting: Setting, folder: Path) -> None:
+    """The lines on drafts."""
+    line.shape(rtt_ms=RTTS_MS[-1])
+    plain = statistics.median(each.tokens_per_s for each in await with_draft(hosts, None, setting))
+    print(f"\n2 nodes at {RTTS_MS[-1]:g} ms without a draft: {plain:.1f} tok/s")
+    for share in WRONG_SHARES:
+        draft = write_model(folder / f"draft-{share}.gguf", DRAFT, Table.cycle().spoiled(share))
+        answers = await with_draft(hosts, draft, setting)
+        speed = statistics.median(answer.tokens_per_s for answer in answers)
+        accepted = sum(answer.accepted for answer in answers) / max(1, sum(answer.drafted for answer in answers))
+        size = draft.stat().st_size / 1e6
+        print(
+            f"with a draft of {size:.0f} MB, {DRAFT_TOKENS} tokens ahead, {accepted:.0%} accepted: "
+            f"{speed:.1f} tok/s, {speed / plain:.2f} x",
+            flush=True,
+        )
+    print(f"mesh-llm, Qwen2.5-32B, two nodes at 20 ms: {REFERENCE_DRAFT}")
+
+
+async def run(chosen: argparse.Namespace, line: DelayLine | None, folder: Path) -> None:
+    shape = QUICK if chosen.quick else TARGET
+    setting = Setting(shape.layers, 1 if chosen.quick else chosen.rounds, chosen.tokens)
+    engine = await find_engine(chosen.bin_dir)
+    model = write_model(folder / "model.gguf", shape, Table.cycle())
+    if line is None:
+        _head(model.stat().st_size)
+        async with split_hosts(engine, model, 1) as hosts, Pair(hosts, 1, setting, None) as pair:
+            print(_row("2 nodes, loopback", 0, 1, await pair.measure()), flush=True)
+        return
+    async with split_hosts(engine, model, 2, line) as hosts:
+        await over_line(hosts, line, setting, RTTS_MS[:: 3 if chosen.quick else 1])
+        await drafts(hosts, line, setting, folder)
+
+
+def _run(chosen: argparse.Namespace, line: DelayLine | None, folder: Path) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(chosen, line, folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin-dir", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=24)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="split-decode-") as name:
+        _run(chosen, None, Path(name))
+        if not can_make_lines():
+            print("The rows with a delay need root, iproute2 and /dev/net/tun.")
+            return
+        with DelayLine(3) as line, line.inside(0):
+            _run(chosen, line, Path(name))
+
+
+if __name__ == "__main__":
+    main()
