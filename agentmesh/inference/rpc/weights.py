@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,12 @@ class WeightFiles:
     async def open_parts(cls, files: Sequence[Path], identities: FileIdentities) -> WeightFiles:
         """The same for the parts of a model, in order, wherever they lie and whatever they are called."""
         hashes = [bytes.fromhex((await identities.identify(file)).sha256) for file in files]
-        return await asyncio.to_thread(_open_all, files, hashes, identities)
+        opening = _Opening()
+        try:
+            return await asyncio.to_thread(opening.run, lambda: _open_all(files, hashes, identities))
+        except BaseException:
+            opening.give_up()
+            raise
 
     @property
     def digests(self) -> tuple[bytes, ...]:
@@ -93,6 +99,29 @@ class WeightFiles:
             self._closed = True
             for part in self._parts:
                 os.close(part.descriptor)
+
+
+class _Opening:
+    """Files that are opened in a thread and closed if nobody takes them any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: WeightFiles | None = None
+        self._given_up = False
+
+    def run(self, open_all: Callable[[], WeightFiles]) -> WeightFiles:
+        opened = open_all()
+        with self._lock:
+            self._opened = opened
+            if self._given_up:
+                opened.close()
+        return opened
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._opened is not None:
+                self._opened.close()
 
 
 def _open_all(files: Sequence[Path], hashes: Sequence[bytes], identities: FileIdentities) -> WeightFiles:
