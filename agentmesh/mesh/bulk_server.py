@@ -22,7 +22,7 @@ from agentmesh.mesh.transport import Connection
 
 _log = logging.getLogger(__name__)
 
-BULK_KINDS: Final = frozenset({StreamKind.HTTP, StreamKind.BLOB, StreamKind.RPC})
+BULK_KINDS: Final = frozenset({StreamKind.HTTP, StreamKind.BLOB, StreamKind.RPC, StreamKind.JOB})
 """What may go over the fast path. Control and gossip belong to the QUIC connection."""
 
 
