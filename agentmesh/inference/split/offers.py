@@ -1,0 +1,375 @@
+"""What nodes say of themselves for models bigger than one machine: this node's own record, and what the others' records say.
+
+    offers = SplitOffers(me, mesh.publish, mesh.peer_states, measure, trips, lending, name, node_count, is_client=False)
+    mesh.watch(offers.on_records, offers.on_dropped)                  # before the mesh starts
+    await offers.on_records(await mesh.stored("split")); await offers.start()
+    offers.want(WantedModel(content, id, wish, claim)); offers.nodes(content); await offers.stop()
+
+Owns both. A figure of this machine counts from when it was measured, together with what was held then; a claim at once. Plans nothing.
+Owner: the event loop. docs/splits.md, "What nodes say".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from agentmesh.core.errors import AgentMeshError
+from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.logic.split_limits import MAX_PUBLISHED_RTTS
+from agentmesh.inference.logic.split_offer import (
+    SplitOffer,
+    WantedModel,
+    WorkedModel,
+    decode_split_offer,
+    encode_split_offer,
+    facts_of,
+    says_something,
+)
+from agentmesh.inference.logic.split_values import NodeFacts, Wish
+from agentmesh.inference.presence import Publish
+from agentmesh.inference.settings import Lending
+from agentmesh.inference.split.facts import Measured, steady
+from agentmesh.inference.split.telling import Telling
+from agentmesh.mesh.logic.events import PeerState
+from agentmesh.mesh.logic.kinds import SPLIT
+from agentmesh.mesh.logic.record import Record
+
+_log = logging.getLogger(__name__)
+
+MAX_NODES: Final = 256  # that say something of splits; a plan with 300 takes a quarter of a second
+MAX_REMEMBERED_WORK: Final = 64  # terms of models that were served; a record has room for MAX_WORKED
+MEASURE_EVERY_S: Final = 5.0
+
+PeerStates = Callable[[], Mapping[bytes, PeerState]]
+_EMPTY: Final = encode_split_offer(SplitOffer())
+
+
+class Trips(Protocol):
+    """Round trips; split/rtt.py: RoundTrips."""
+
+    def follow(self, wanted: Callable[[], Sequence[bytes]], changed: Callable[[], None]) -> None: ...
+
+    def start(self) -> None: ...
+
+    def look(self) -> None: ...
+
+    def nearest(self) -> tuple[tuple[bytes, float], ...]: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """The record of a node that counts; `offer` is None if it says nothing that could be read."""
+
+    id: bytes
+    timestamp_ms: int
+    offer: SplitOffer | None
+
+
+Held = tuple[tuple[str, int], ...]
+
+
+class SplitOffers:
+    """See the module. Implements parts.Tells.
+
+    Args:
+        me: this node's public key.
+        measure: this machine now, raises AgentMeshError; split/facts.py: NodeMeasure.
+        lending: to whom this node lends its memory.
+        name: what this node calls itself.
+        node_count: members of the mesh, as far as known.
+        now_ms: a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        me: bytes,
+        publish: Publish,
+        peer_states: PeerStates,
+        measure: Callable[[], Awaitable[Measured]],
+        rtts: Trips,
+        lending: Lending,
+        name: Callable[[], str],
+        node_count: Callable[[], int],
+        *,
+        is_client: bool,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._me = me
+        self._peer_states = peer_states
+        self._measure = measure
+        self._rtts = rtts
+        self._lending = lending
+        self._name = name
+        self._is_client = is_client
+        self._tasks = TaskSet("split offers")
+        self._woken = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self._wants: dict[str, WantedModel] = {}
+        self._works: dict[str, WorkedModel] = {}
+        self._measured: Measured | None = None  # as published
+        self._held: dict[str, tuple[Held, Held]] = {}  # by content, wanted and worked, when that was measured
+        self._own: SplitOffer | None = None  # as others read it; None: to be put together
+        self._heard: dict[bytes, _Heard] = {}
+        self._authors: dict[bytes, bytes] = {}  # record id -> author
+        self._was_full = False
+        self._complained = ""
+        self._telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
+        rtts.follow(self._of_use, self._own_changed)
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Begin to measure, and to tell once there is something to tell."""
+        if self._is_client:
+            return
+        self._telling.start()
+        self._rtts.start()
+        self._tasks.spawn(self._keep_measured(), name="measure")
+
+    async def stop(self) -> None:
+        """Take back what was said, if that is quickly done."""
+        await self._tasks.close()
+        await self._rtts.stop()
+        await self._telling.stop()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call this after every change of what `nodes` would answer. It must not raise."""
+        self._listeners.append(listener)
+
+    # ------------------------------------------------------------------ what this node says
+
+    def want(self, model: WantedModel) -> None:
+        """Say, or say anew, that this node wants the model of `model.content` spread. Promise what it holds before."""
+        before = self._wants.get(model.content)
+        if before == model:
+            return
+        self._wants[model.content] = model
+        urgent = (before.claim if before is not None else None) != model.claim
+        self._own_changed(urgent=urgent, measure=before is None or before.held != model.held)
+
+    def unwant(self, content: str) -> None:
+        """It does not any more."""
+        if (before := self._wants.pop(content, None)) is not None:
+            self._own_changed(urgent=before.claim is not None, measure=bool(before.held))
+
+    def work(self, model: WorkedModel) -> None:
+        """Say, or say anew, what this node serves of a model for a host, or the highest term that it served."""
+        before = self._works.get(model.content)
+        if before == model:
+            return
+        self._works.pop(model.content, None)  # the latest comes last
+        self._works[model.content] = model
+        while len(self._works) > MAX_REMEMBERED_WORK and (idle := self._idle_work()) is not None:
+            del self._works[idle]
+        self._own_changed(measure=before is None or before.held != model.held)
+
+    def _idle_work(self) -> str | None:
+        return next((content for content, model in self._works.items() if not model.held), None)
+
+    @property
+    def _says_something(self) -> bool:
+        return not self._is_client and (self._lending.is_any or bool(self._wants) or bool(self._works))
+
+    def _payload(self) -> bytes | None:
+        """What the record says; None: nothing. Before the first measurement there is nothing to say."""
+        if not self._says_something or self._measured is None:
+            return None
+        return encode_split_offer(self._offer(self._measured))
+
+    def _offer(self, measured: Measured) -> SplitOffer:
+        lending = self._lending
+        return SplitOffer(
+            name=self._name(),
+            devices=measured.devices,
+            machine_free_bytes=measured.machine_free_bytes,
+            machine_total_bytes=measured.machine_total_bytes,
+            rtt_ms=self._rtts.nearest(),
+            engine_commit=measured.engine_commit,
+            rpc_version=measured.rpc_version,
+            has_rpc=measured.has_rpc,
+            lends_to=tuple(sorted(lending.peers)[:MAX_PUBLISHED_RTTS]),
+            lends_to_all=lending.everyone,
+            wants=tuple(msgspec.structs.replace(m, held=self._held_then(m.content)[0]) for m in self._wants.values()),
+            works=tuple(
+                msgspec.structs.replace(m, held=self._held_then(m.content)[1]) for m in self._works_by_weight()
+            ),
+        )
+
+    def _works_by_weight(self) -> list[WorkedModel]:
+        """Those that take memory first, then the latest."""
+        latest = [*reversed(self._works.values())]
+        return [model for model in latest if model.held] + [model for model in latest if not model.held]
+
+    def _held_then(self, content: str) -> tuple[Held, Held]:
+        return self._held.get(content, ((), ()))
+
+    def _own_offer(self) -> SplitOffer:
+        """As others read it, so that all plan with the same."""
+        if self._own is None:
+            self._own = decode_split_offer(encode_split_offer(self._offer(self._measured or Measured())))
+        return self._own or SplitOffer()
+
+    def _own_changed(self, *, urgent: bool = False, measure: bool = False) -> None:
+        self._own = None
+        if measure:
+            self._woken.set()
+        self._rtts.look()
+        self._telling.changed(urgent=urgent)
+        self._notify()
+
+    # ------------------------------------------------------------------ this machine
+
+    async def _keep_measured(self) -> None:
+        while True:
+            self._woken.clear()
+            if self._says_something:
+                try:
+                    await self.measure_now()
+                except Exception:  # noqa: BLE001 - the root of a task; memory would never be measured again
+                    _log.exception("this machine could not be measured for splits")
+            try:
+                async with asyncio.timeout(MEASURE_EVERY_S if self._says_something else None):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def measure_now(self) -> None:
+        """Measure once. What cannot be measured stays as it was."""
+        try:
+            now = await self._measure()
+        except AgentMeshError as error:
+            if error.message != self._complained:
+                _log.warning("This machine's memory for splits is not known: %s", error.message)
+            self._complained = error.message
+            return
+        # Nothing was awaited since: what is held now is missing from what was measured.
+        held = {
+            content: (
+                self._wants[content].held if content in self._wants else (),
+                self._works[content].held if content in self._works else (),
+            )
+            for content in (*self._wants, *self._works)
+        }
+        measured = steady(self._measured, now)
+        self._complained = ""
+        if measured != self._measured or held != self._held:
+            self._measured, self._held = measured, held
+            self._own_changed()
+
+    # ------------------------------------------------------------------ what others say
+
+    async def on_records(self, records: Sequence[Record]) -> None:
+        """Records were stored; those of kind `split` matter."""
+        changes = [self._hear(record) for record in records if record.kind == SPLIT.name]
+        if any(changes):
+            self._others_changed()
+
+    async def on_dropped(self, ids: Sequence[bytes], reason: str) -> None:
+        """Records expired, were replaced, or their authors are out."""
+        gone = [self._heard.pop(self._authors.pop(id_)) for id_ in ids if id_ in self._authors]
+        if any(heard.offer is not None for heard in gone):
+            self._others_changed()
+
+    def on_peer_state(self, node: bytes, state: PeerState) -> None:
+        """A peer came or went."""
+        if (heard := self._heard.get(node)) is not None and heard.offer is not None:
+            self._others_changed()
+
+    def _hear(self, record: Record) -> bool:
+        """Whether anything changed."""
+        author = record.author
+        if author == self._me:
+            offer = decode_split_offer(record.payload)
+            if offer is None or says_something(offer):
+                self._telling.found(record.payload)
+            return False
+        before = self._heard.get(author)
+        if before is not None and (record.timestamp_ms, record.id) <= (before.timestamp_ms, before.id):
+            return False
+        if before is None and not self._has_room():
+            return False
+        if before is not None:
+            del self._authors[before.id]
+        offer = decode_split_offer(record.payload)
+        if offer is None:
+            _log.debug("What node %s says of splits cannot be read; it takes no part.", author.hex()[:12])
+        elif not says_something(offer):
+            offer = None
+        self._heard[author] = _Heard(record.id, record.timestamp_ms, offer)
+        self._authors[record.id] = author
+        return offer != (before.offer if before is not None else None)
+
+    def _has_room(self) -> bool:
+        """For one node more; who says nothing any more gives way."""
+        if len(self._heard) < MAX_NODES:
+            return True
+        silent = next((node for node, heard in self._heard.items() if heard.offer is None), None)
+        if silent is not None:
+            del self._authors[self._heard.pop(silent).id]
+        elif not self._was_full:
+            _log.warning("So many nodes take part in splits that more are not taken up until some end.")
+            self._was_full = True
+        return silent is not None
+
+    def _others_changed(self) -> None:
+        self._rtts.look()
+        self._notify()
+
+    def _notify(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _others(self) -> list[tuple[bytes, SplitOffer]]:
+        """Those that are not suspect or dead."""
+        states = self._peer_states()
+        return [
+            (node, heard.offer)
+            for node, heard in self._heard.items()
+            if heard.offer is not None and states.get(node, PeerState.ALIVE) is PeerState.ALIVE
+        ]
+
+    def _of_use(self) -> list[bytes]:
+        """To whom the round trip matters: one of the two may host, and the other lends to it."""
+        lending, wants = self._lending, bool(self._wants)
+        return [
+            node
+            for node, offer in self._others()
+            if (wants and (offer.lends_to_all or self._me in offer.lends_to)) or (offer.wants and lending.may_use(node))
+        ][:MAX_NODES]
+
+    # ------------------------------------------------------------------ questions
+
+    def nodes(self, content: str) -> tuple[NodeFacts, ...]:
+        """Every node that says something and is there, this one included if it does, with its claim of this moment."""
+        own: list[NodeFacts] = []
+        if self._lending.is_any or content in self._wants:
+            own = [facts_of(self._own_offer(), self._me, content, is_client=self._is_client)]
+        return (*own, *(facts_of(offer, node, content) for node, offer in self._others()))
+
+    def wishes(self, content: str) -> dict[bytes, Wish]:
+        """What each node that wants the model wishes for it."""
+        said = {node: model.wish for node, offer in self._others() for model in offer.wants if model.content == content}
+        if content in self._wants:
+            said[self._me] = self._wants[content].wish
+        return said
+
+    def same_name(self, model_id: str, content: str) -> list[str]:
+        """Names of nodes that want another content under this id."""
+        wanted = model_id.lower()
+        return sorted(
+            NodeFacts(node, name=offer.name).shown
+            for node, offer in self._others()
+            if any(model.id.lower() == wanted and model.content != content for model in offer.wants)
+        )
+
+
+def _loop_ms() -> int:
+    return int(asyncio.get_running_loop().time() * 1000)

@@ -1,0 +1,166 @@
+"""Round trips to the nodes that this one may share models with.
+
+    trips = RoundTrips(mesh.peers, mesh.open_stream)
+    trips.follow(nodes_of_use, changed); trips.start(); trips.nearest(); await trips.stop()
+
+Owns what was measured, in steps that hold, and one task. Of a connected peer the connection tells; to others a `job` stream is opened
+and a word sent that is answered at once. Owner: the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from agentmesh.core.errors import AgentMeshError
+from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.logic.election import steady_rtt_ms
+from agentmesh.inference.logic.job_wire import JobPing, JobPong
+from agentmesh.inference.logic.split_limits import MAX_PUBLISHED_RTTS
+from agentmesh.inference.split.parts import OpenStream
+from agentmesh.mesh.streams import FrameStream, StreamKind
+
+_log = logging.getLogger(__name__)
+
+EVERY_S: Final = 30.0
+JITTER: Final = 0.2  # so that the nodes of a mesh do not all measure at once
+SOON_S: Final = 0.5  # after a node of use appeared: several come together
+PINGS: Final = 3  # the smallest counts: the others waited for something
+PING_TIMEOUT_S: Final = 5.0  # of all three; far more than any round trip that is of use
+AGAIN_S: Final = 15.0  # nobody is pinged sooner again, however often others come and go
+AT_ONCE: Final = 4
+MAX_PINGED: Final = 32  # nodes in one round; the longest not measured first
+MAX_PONG_BYTES: Final = 64
+
+_pong_decoder = msgspec.msgpack.Decoder(JobPong)
+
+
+class Peer(Protocol):
+    """A connected peer, or one lately lost; mesh/views.py: PeerView."""
+
+    @property
+    def node(self) -> bytes: ...
+
+    @property
+    def rtt_ms(self) -> float | None: ...
+
+
+class RoundTrips:
+    """See the module. `now_s`: the event loop's time."""
+
+    def __init__(
+        self,
+        peers: Callable[[], Sequence[Peer]],
+        open_stream: OpenStream,
+        *,
+        now_s: Callable[[], float] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._peers = peers
+        self._open_stream = open_stream
+        self._now_s = now_s or (lambda: asyncio.get_running_loop().time())
+        self._jitter = jitter
+        self._tasks = TaskSet("round trips")
+        self._wanted: Callable[[], Collection[bytes]] = tuple
+        self._changed: Callable[[], None] = lambda: None
+        self._known: dict[bytes, float] = {}  # as published
+        self._measured_s: dict[bytes, float] = {}  # of those of use: when it was tried last
+        self._woken = asyncio.Event()
+
+    def follow(self, wanted: Callable[[], Collection[bytes]], changed: Callable[[], None]) -> None:
+        """Measure the nodes that `wanted` tells, and call `changed` after each change of what `nearest` tells. Before `start`."""
+        self._wanted, self._changed = wanted, changed
+
+    def start(self) -> None:
+        """Begin."""
+        self._tasks.spawn(self._run(), name="measure")
+
+    async def stop(self) -> None:
+        """End."""
+        await self._tasks.close()
+
+    def look(self) -> None:
+        """Other nodes may be of use now: new ones are measured soon."""
+        if any(node not in self._measured_s for node in self._wanted()):
+            self._woken.set()
+
+    def nearest(self) -> tuple[tuple[bytes, float], ...]:
+        """(node, round trip in ms, as steps), the nearest first."""
+        ordered = sorted(self._known.items(), key=lambda pair: (pair[1], pair[0]))
+        return tuple(ordered[:MAX_PUBLISHED_RTTS])
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self.measure()
+            except Exception:  # noqa: BLE001 - the root of a task; round trips would never be known again
+                _log.exception("measuring round trips failed")
+            try:
+                async with asyncio.timeout(EVERY_S * (1 - JITTER + 2 * JITTER * self._jitter())):
+                    await self._woken.wait()
+                await asyncio.sleep(SOON_S)
+            except TimeoutError:
+                pass
+
+    async def measure(self) -> None:
+        """One round."""
+        wanted = set(self._wanted())
+        for node in [node for node in self._measured_s if node not in wanted]:
+            del self._measured_s[node]
+        gone = [node for node in self._known if node not in wanted]
+        for node in gone:
+            del self._known[node]
+        changed = bool(gone)
+        direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
+        for node in sorted(wanted):
+            if (rtt_ms := direct.get(node)) is not None:
+                changed |= self._learn(node, rtt_ms)
+        if changed:
+            self._changed()
+        tried_s = {node: self._measured_s.get(node, float("-inf")) for node in wanted - direct.keys()}
+        due = [node for node, at_s in tried_s.items() if self._now_s() - at_s >= AGAIN_S]
+        others = sorted(due, key=lambda node: (tried_s[node], node))
+        limit = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(self._measure_far(node, limit) for node in others[:MAX_PINGED]))
+
+    async def _measure_far(self, node: bytes, limit: asyncio.Semaphore) -> None:
+        async with limit:
+            rtt_ms = await self._ping(node)
+        self._measured_s[node] = self._now_s()
+        if rtt_ms is not None and self._learn(node, rtt_ms):
+            self._changed()
+
+    def _learn(self, node: bytes, rtt_ms: float) -> bool:
+        """Whether it is another step than before."""
+        self._measured_s[node] = self._now_s()
+        before = self._known.get(node)
+        self._known[node] = steady_rtt_ms(before, max(rtt_ms, 0.0))
+        return self._known[node] != before
+
+    async def _ping(self, node: bytes) -> float | None:
+        """The smallest of some, in ms; None: it did not answer."""
+        best: float | None = None
+        with contextlib.suppress(AgentMeshError, TimeoutError):
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                for _ in range(PINGS):
+                    rtt_ms = await self._ping_once(node)
+                    if rtt_ms is not None:
+                        best = rtt_ms if best is None else min(best, rtt_ms)
+        return best
+
+    async def _ping_once(self, node: bytes) -> float | None:
+        stream = FrameStream(await self._open_stream(node, StreamKind.JOB), limit=MAX_PONG_BYTES)
+        try:
+            began_s = self._now_s()  # the stream is open: nobody waits for a handshake any more
+            await stream.write_struct(JobPing())
+            pong = await stream.read_struct(_pong_decoder)
+            return None if pong is None else (self._now_s() - began_s) * 1000
+        finally:
+            stream.abort()
