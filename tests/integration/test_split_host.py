@@ -290,11 +290,13 @@ async def test_close_is_bounded_by_workers_that_do_not_end(world: World) -> None
 
 async def test_cancelled_while_workers_get_ready_nothing_is_left(world: World) -> None:
     files = open_files()
-    world.made[ANNA].start_rpc = asyncio.Event().wait  # pyright: ignore - never ready
+    gate = asyncio.Event()
+    world.made[ANNA].start_rpc = gate.wait  # pyright: ignore
     host = world.host()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await host.open()
+    gate.set()
     await eventually(lambda: all(worker.open_now == 0 for worker in world.made.values()))
     assert open_files() == files
     assert world.workers.opened.count(StreamKind.JOB) == 2
