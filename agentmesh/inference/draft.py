@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ from agentmesh.inference.engine.draft_arguments import draft_arguments
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.fetching import DownloadStopped, Fetcher, Located
 from agentmesh.inference.logic.drafting import DraftFlags, WantedDraft, obstacle, pair_draft, wanted_draft
-from agentmesh.inference.logic.fit import UNKNOWN_CONTEXT_TOKENS, DraftModel, draft_bytes
+from agentmesh.inference.logic.fit import UNKNOWN_CONTEXT_TOKENS, DraftModel, Fit, Room, Wanted, draft_bytes, fit_model
 from agentmesh.inference.logic.gguf_facts import ModelFacts, model_facts
 from agentmesh.inference.logic.gguf_header import BadHeader, Header
 from agentmesh.inference.logic.split_limits import MAX_SPLIT_CONTEXT_TOKENS
@@ -212,6 +212,19 @@ class Drafter:
             return self._fetcher.fetch(plan, told, stop)[0]
 
         return work
+
+
+def fit_with_draft(
+    choice: DraftChoice, model_id: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room]
+) -> tuple[Fit, DraftChoice]:
+    """Where the model fits with its draft; without it where it fits no other way and the draft was not named by the user."""
+    fit = fit_model(model_id, facts, replace(wanted, draft=choice.model), rooms)
+    if fit.fits or choice.model is None or choice.named:
+        return fit, choice
+    alone = fit_model(model_id, facts, replace(wanted, draft=None), rooms)
+    if not alone.fits:
+        return alone, choice
+    return alone, choice.without(model_id, f"there is no room for it: {fit.sentence}")
 
 
 @dataclass(frozen=True, slots=True)

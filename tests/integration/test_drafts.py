@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from agentmesh.core.errors import AgentMeshError, InvalidInput
-from agentmesh.inference.draft import NO_DRAFT, DraftChoice, Drafter, draft_words
+from agentmesh.inference.draft import NO_DRAFT, DraftChoice, Drafter, draft_words, fit_with_draft
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineTooOld
 from agentmesh.inference.fetching import DownloadStopped, Fetcher
 from agentmesh.inference.logic.drafting import DraftFlags
-from agentmesh.inference.logic.fit import PROCESS_BYTES
+from agentmesh.inference.logic.fit import PROCESS_BYTES, Room, Wanted, fit_model
 from agentmesh.inference.models.catalog import CatalogEntry, draft_of, look_up
 from agentmesh.inference.models.errors import HubError, HubNotFound, ModelFileUnusable, UnknownModel
 from agentmesh.inference.models.gguf import read_model
@@ -295,3 +295,17 @@ async def test_the_engine_is_told_to_keep_it_on_the_host(world: World) -> None:
     left_out = choice.without("big", "it does not fit")
     assert draft_words(ENGINE, left_out) == ()
     assert left_out.sentence == f"big runs without a draft; {world.small}: it does not fit."
+
+
+async def test_a_draft_that_nobody_named_gives_way_where_there_is_no_room_for_both(world: World) -> None:
+    facts, wanted = read_model(world.target).facts, Wanted(context_tokens=512, slots=1)
+    catalogs, named = await world.find(DraftFlags()), await world.find(DraftFlags(draft=str(world.small)))
+    alone = fit_model("big", facts, wanted, [Room(None, 1 << 40, 1 << 40)]).need
+    tight, ample = ([Room(None, free, free)] for free in (alone.total + 1, 2 * alone.total + catalogs.need_bytes))
+    fit, choice = fit_with_draft(catalogs, "big", facts, wanted, ample)
+    assert (fit.fits, fit.need.draft, choice) == (True, catalogs.need_bytes, catalogs)
+    fit, choice = fit_with_draft(catalogs, "big", facts, wanted, tight)
+    assert (fit.fits, fit.need.draft, choice.path) == (True, 0, None)
+    assert "no room" in choice.sentence
+    fit, choice = fit_with_draft(named, "big", facts, wanted, tight)
+    assert (fit.fits, choice) == (False, named)
