@@ -209,8 +209,8 @@ class SplitHost:
     async def _questions(self) -> Callable[[_Worker], JobAsk]:
         """Open and identify the files; what each worker is asked."""
         job = self._job
-        self._weights = weights = await WeightFiles.open(job.files[0], self._parts.identities)
-        if len(weights.digests) != len(job.files) or content_of(weights.digests) != job.content:
+        self._weights = weights = await WeightFiles.open_parts(job.files, self._parts.identities)
+        if content_of(weights.digests) != job.content:
             raise ModelFileUnusable(f"The files of {job.model_id} changed since the plan was made.")
         sizes = await asyncio.to_thread(_sizes, job.files)
         files = tuple(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -46,7 +47,7 @@ class LeaseLimits:
     Attributes:
         open_s: for the stream, and again for what is asked to be taken.
         silence_s: without a word. Counted in steps of which a machine that slept loses only one.
-        stuck_s: of waiting with the same sentence.
+        stuck_s: of waiting with the same sentence, apart from minutes that it counts: one step of hashing or fetching a large file.
         wait_s: of waiting in all, whatever it says.
         end_s: for the worker to end its RPC server and then the stream, once this side has ended it.
         words: in one `silence_s`. A worker says one each two seconds, and more while it fetches.
@@ -54,7 +55,7 @@ class LeaseLimits:
 
     open_s: float = 15.0
     silence_s: float = JOB_SILENCE_S
-    stuck_s: float = 300.0
+    stuck_s: float = 1_800.0
     wait_s: float = 12 * HOUR_MS / 1000
     end_s: float = 8.0
     words: int = 200
@@ -62,6 +63,7 @@ class LeaseLimits:
 
 DEFAULT_LIMITS: Final = LeaseLimits()
 _STEPS: Final = 10  # of a silence
+_MINUTES: Final = re.compile(r" \(\d+ min\)$")  # how long a worker has said the same; no progress
 
 
 class WorkerTermSeen(WorkerRefused):
@@ -220,8 +222,9 @@ class HostLease:
                 self._is_open = True
                 self._ready.set_result(said)
         elif said.state is JobState.WAIT and self._is_waiting and sentence and sentence != self.sentence:
+            if _MINUTES.sub("", sentence) != _MINUTES.sub("", self.sentence):
+                self._same_s = 0.0
             self.sentence = sentence
-            self._same_s = 0.0
             self._say(sentence)
 
     def _refusal(self, said: JobSaid, sentence: str) -> WorkerRefused | WorkerLost:
