@@ -157,7 +157,7 @@ class RpcServerProcess:
     async def _start_once(self) -> bool:
         """Whether it listens now; else it has ended, and `_reason` says why."""
         self._over = asyncio.Event()
-        self.port = _free_port()
+        self.port = free_port()
         guarded = self._guarded = await Guarded.start(
             self._command(), self._environment(), folder=self._folder, name=unique_name(), log=self._log_path
         )
@@ -217,7 +217,7 @@ class RpcServerProcess:
         }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free at this moment."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
