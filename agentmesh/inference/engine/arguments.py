@@ -136,6 +136,7 @@ def server_arguments(engine: Engine, plan: ServerPlan, address: EngineAddress) -
 def engine_environment(own: Mapping[str, str], address: EngineAddress) -> dict[str, str]:
     """What the engine gets of this process's environment, and its key: an environment is its user's alone, a command line everybody's."""
     kept = {name: value for name, value in own.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)}
+    kept["GGML_NO_BACKTRACE"] = "1"  # an engine that aborts, as a split's does without its worker, would start a debugger first
     if address.api_key is not None:
         kept["LLAMA_API_KEY"] = address.api_key
     return kept

@@ -55,7 +55,7 @@ def test_a_port_is_on_loopback_and_its_key_not_on_the_command_line() -> None:
     assert value_of(words, "--host") == "127.0.0.1"
     assert value_of(words, "--port") == "4711"
     assert "very-secret" not in " ".join(words)
-    assert engine_environment({}, PORT) == {"LLAMA_API_KEY": "very-secret"}
+    assert engine_environment({}, PORT) == {"LLAMA_API_KEY": "very-secret", "GGML_NO_BACKTRACE": "1"}
 
 
 def test_older_spellings_are_used_where_the_engine_has_no_others() -> None:
@@ -132,4 +132,4 @@ def test_the_environment_holds_what_drivers_read_and_none_of_the_users_secrets()
         "AGENTMESH_JOIN": "amesh1.x",
     }
     kept = engine_environment(own, SOCKET)
-    assert sorted(kept) == ["CUDA_VISIBLE_DEVICES", "LC_ALL", "LD_LIBRARY_PATH", "PATH"]
+    assert sorted(kept) == ["CUDA_VISIBLE_DEVICES", "GGML_NO_BACKTRACE", "LC_ALL", "LD_LIBRARY_PATH", "PATH"]
