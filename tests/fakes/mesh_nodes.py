@@ -119,8 +119,12 @@ class TestNode:
             bulk=TlsTransport(self.key) if self._fast_path else None,
         )
         self.mesh.watch(self._on_records, self._on_dropped)
+        self.before_start()
         await self.mesh.start(self._first, self._bootstrap)
         return self
+
+    def before_start(self) -> None:
+        """For tests that watch or serve more."""
 
     async def stop(self) -> None:
         """End cleanly; `start` begins with what this home remembers."""

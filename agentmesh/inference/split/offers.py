@@ -59,6 +59,8 @@ class Trips(Protocol):
 
     def look(self) -> None: ...
 
+    def is_lost(self, node: bytes) -> bool: ...
+
     def nearest(self) -> tuple[tuple[bytes, float], ...]: ...
 
     async def stop(self) -> None: ...
@@ -328,6 +330,10 @@ class SplitOffers:
             listener()
 
     def _others(self) -> list[tuple[bytes, SplitOffer]]:
+        """Those that count."""
+        return [(node, offer) for node, offer in self._alive() if not self._rtts.is_lost(node)]
+
+    def _alive(self) -> list[tuple[bytes, SplitOffer]]:
         """Those that are not suspect or dead."""
         states = self._peer_states()
         return [
@@ -341,7 +347,7 @@ class SplitOffers:
         lending, wants = self._lending, bool(self._wants)
         return [
             node
-            for node, offer in self._others()
+            for node, offer in self._alive()
             if (wants and (offer.lends_to_all or self._me in offer.lends_to)) or (offer.wants and lending.may_use(node))
         ][:MAX_NODES]
 

@@ -35,6 +35,7 @@ PINGS: Final = 3  # the smallest counts: the others waited for something
 PING_TIMEOUT_S: Final = 5.0  # of all three; far more than any round trip that is of use
 AGAIN_S: Final = 15.0  # nobody is pinged sooner again, however often others come and go
 AT_ONCE: Final = 4
+LOST_AFTER: Final = 2  # rounds in which it did not answer
 MAX_PINGED: Final = 32  # nodes in one round; the longest not measured first
 MAX_PONG_BYTES: Final = 64
 
@@ -71,6 +72,7 @@ class RoundTrips:
         self._changed: Callable[[], None] = lambda: None
         self._known: dict[bytes, float] = {}  # as published
         self._measured_s: dict[bytes, float] = {}  # of those of use: when it was tried last
+        self._silent: dict[bytes, int] = {}  # rounds in a row without an answer
         self._woken = asyncio.Event()
 
     def follow(self, wanted: Callable[[], Collection[bytes]], changed: Callable[[], None]) -> None:
@@ -95,6 +97,10 @@ class RoundTrips:
         ordered = sorted(self._known.items(), key=lambda pair: (pair[1], pair[0]))
         return tuple(ordered[:MAX_PUBLISHED_RTTS])
 
+    def is_lost(self, node: bytes) -> bool:
+        """Whether it cannot be reached. Its record may live on for minutes, and failure detection watches connected peers only."""
+        return self._silent.get(node, 0) >= LOST_AFTER
+
     async def _run(self) -> None:
         while True:
             self._woken.clear()
@@ -114,6 +120,7 @@ class RoundTrips:
         wanted = set(self._wanted())
         for node in [node for node in self._measured_s if node not in wanted]:
             del self._measured_s[node]
+            self._silent.pop(node, None)
         gone = [node for node in self._known if node not in wanted]
         for node in gone:
             del self._known[node]
@@ -121,6 +128,7 @@ class RoundTrips:
         direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
         for node in sorted(wanted):
             if (rtt_ms := direct.get(node)) is not None:
+                changed |= self.is_lost(node)
                 changed |= self._learn(node, rtt_ms)
         if changed:
             self._changed()
@@ -133,13 +141,18 @@ class RoundTrips:
     async def _measure_far(self, node: bytes, limit: asyncio.Semaphore) -> None:
         async with limit:
             rtt_ms = await self._ping(node)
-        self._measured_s[node] = self._now_s()
-        if rtt_ms is not None and self._learn(node, rtt_ms):
+        was_lost = self.is_lost(node)
+        if rtt_ms is None:
+            self._measured_s[node] = self._now_s()
+            self._silent[node] = self._silent.get(node, 0) + 1
+        changed = rtt_ms is not None and self._learn(node, rtt_ms)
+        if changed or self.is_lost(node) != was_lost:
             self._changed()
 
     def _learn(self, node: bytes, rtt_ms: float) -> bool:
         """Whether it is another step than before."""
         self._measured_s[node] = self._now_s()
+        self._silent.pop(node, None)
         before = self._known.get(node)
         self._known[node] = steady_rtt_ms(before, max(rtt_ms, 0.0))
         return self._known[node] != before
