@@ -63,10 +63,13 @@ class ModelWork:
 
     def known_counts(self, imatrix: Path | None) -> ExpertCounts:
         """What the user gives or was measured before; nothing is run."""
-        from agentmesh.inference.models.expert_ranking import UNRANKED, RememberedCounts, from_imatrix
+        from agentmesh.inference.models.expert_ranking import UNRANKED, RememberedCounts, beside, from_imatrix
+        from agentmesh.inference.models.shard import SplitModel
 
         if imatrix is not None:
             return from_imatrix(imatrix, self.experts)
+        if isinstance(self.model, SplitModel) and (published := beside(self.model.files, self.experts)) is not None:
+            return published
         remembered = RememberedCounts.of_home(self.home)
         return (remembered.recall(self.source, self.experts) if remembered.any() else None) or UNRANKED
 

@@ -7,9 +7,13 @@ the mesh together holds as many experts as its nodes have room for.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from agentmesh.inference.logic.shard_name import UNRANKED
+from agentmesh.inference.logic.split_values import Shards
 
 MAX_NODES: Final = 64  # of one plan; each more makes the shards smaller by less than a percent
 
@@ -92,6 +96,13 @@ def unranked(layers: Sequence[int], experts: int) -> Ranking:
     return rank({}, layers, experts, SOURCE_NONE)
 
 
+def ranking_digest(ranking: Ranking) -> str:
+    """Names a ranking: nodes of which it is the same deal the experts out alike. UNRANKED: the file's order."""
+    if ranking.source == SOURCE_NONE:
+        return UNRANKED
+    return hashlib.sha256(repr((ranking.layers, ranking.order)).encode()).hexdigest()[:8]
+
+
 def minimum_experts(experts: int, used: int, asked: int | None = None) -> int:
     """How many experts each node must hold: what is asked (by the user or the catalog), else half, never less than a token uses."""
     least = asked if asked is not None else (experts + 1) // 2
@@ -122,6 +133,32 @@ def plan_shards(ranking: Ranking, nodes: Sequence[NodeRoom], minimum: int) -> Mo
         NodeShard(node.name, tuple(held), keep(ranking, held)) for node, held in zip(ordered, ranks, strict=True)
     )
     return MoePlan(minimum, shards, tuple(left_out))
+
+
+def plan_outcome(outcome: Shards, me: bytes, ranking: Ranking, used: int, asked: int = 0) -> MoePlan:
+    """What the nodes of an outcome hold, by node id in hexadecimal: the same wherever the ranking is. Of more than MAX_NODES, those that
+    share with `me`: each MAX_NODES of them hold the model once more.
+
+    Args:
+        used: experts that a token uses.
+        asked: how many each node must hold, by the user's wish; 0: half.
+
+    Raises:
+        NotPlannable: the outcome is of another model, or has no room for this node.
+    """
+    if outcome.expert_count != ranking.expert_count:
+        raise NotPlannable(
+            f"The plan is for {outcome.expert_count} experts a layer; this model has {ranking.expert_count}."
+        )
+    rooms = sorted(outcome.nodes, key=lambda room: room.node)
+    place = next((number for number, room in enumerate(rooms) if room.node == me), None)
+    if place is None:
+        raise NotPlannable("The plan has no part for this node.")
+    first = place - place % MAX_NODES
+    rooms = rooms[first : first + MAX_NODES]
+    least = minimum_experts(ranking.expert_count, used, asked or None)
+    core = min([least, *(max(room.experts, used) for room in rooms)])
+    return plan_shards(ranking, [NodeRoom(room.node.hex(), room.experts) for room in rooms], core)
 
 
 def _check_nodes(nodes: Sequence[NodeRoom], ranking: Ranking, minimum: int) -> None:

@@ -1,4 +1,5 @@
-"""Where a ranking of experts comes from: an importance matrix that the user gives, one measured before, a calibration run, or nowhere.
+"""Where a ranking of experts comes from: an importance matrix that the user gives or that lies beside the model, one measured before,
+a calibration run, or nowhere.
 
 Owns the order of these and what is remembered in home/shards/rankings. A calibration runs the engine's own llama-imatrix on a small text
 of ours; it needs the whole model in memory, as serving it would.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.run_program import Ran, run_bounded
 from agentmesh.inference.logic.expert_tensors import ExpertModel
 from agentmesh.inference.logic.moe import SOURCE_CALIBRATION, SOURCE_IMATRIX, SOURCE_NONE
+from agentmesh.inference.models.errors import ModelFileUnusable
 from agentmesh.inference.models.imatrix import read_counts
 from agentmesh.inference.models.shard import SplitModel
 
@@ -31,6 +33,7 @@ CALIBRATION_TIMEOUT_S: Final = (
 CALIBRATION_OUTPUT_BYTES: Final = 16 * 1024 * 1024  # its log; a few kB at the usual level
 CONTEXT_TOKENS: Final = 512  # of one piece of the text; what llama-imatrix takes by default
 MAX_CHUNKS: Final = 64  # pieces of the text; ours has about 10 with a usual vocabulary, 30 with one of bytes
+MAX_BESIDE: Final = 8  # files of a folder that are tried
 MAX_REMEMBERED_BYTES: Final = 16 * 1024 * 1024
 TAIL_LINES: Final = 4
 
@@ -50,6 +53,18 @@ UNRANKED: Final = ExpertCounts(SOURCE_NONE, {})
 def from_imatrix(path: Path, experts: ExpertModel) -> ExpertCounts:
     """The counts of a file that the user gives. Raises: ModelFileUnusable: see read_counts."""
     return ExpertCounts(SOURCE_IMATRIX, read_counts(path, experts))
+
+
+def beside(files: Sequence[Path], experts: ExpertModel) -> ExpertCounts | None:
+    """The counts of an importance matrix in the model's folder (`*imatrix*.gguf`, as publishers name them), the first that fits."""
+    try:
+        found = sorted(path for path in files[0].parent.glob("*.gguf") if "imatrix" in path.name.lower())
+    except OSError:
+        return None
+    for path in found[:MAX_BESIDE]:
+        with contextlib.suppress(ModelFileUnusable, OSError):
+            return from_imatrix(path, experts)
+    return None
 
 
 class RememberedCounts:

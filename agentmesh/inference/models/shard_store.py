@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -56,15 +57,15 @@ class ShardRecord(msgspec.Struct, frozen=True):
     kept: Kept
 
 
-def source_digest(files: Sequence[Path], identities: FileIdentities) -> str:
+def source_digest(files: Sequence[Path], identities: FileIdentities, stop: threading.Event | None = None) -> str:
     """What a model is by content: the SHA-256 over the SHA-256 of its parts in their order.
 
     Raises:
-        ModelFileUnusable: a part cannot be read.
+        ModelFileUnusable: a part cannot be read. Stopped: `stop` was set.
     """
     digest = hashlib.sha256()
     for file in files:
-        digest.update(bytes.fromhex(identities.identify_now(file).sha256))
+        digest.update(bytes.fromhex(identities.identify_now(file, stop).sha256))
     return digest.hexdigest()
 
 
@@ -152,6 +153,13 @@ class ShardStore:
             return []
         found = [record for folder in folders if (record := self._record(folder)) is not None]
         return sorted(found, key=lambda record: (record.model, record.expert_count, record.key))
+
+    def remove(self, record: ShardRecord) -> None:
+        """Delete a shard; one that somebody else is writing stays. What cannot be deleted stays, too."""
+        lock = FileLock.acquire(self.folder / f".{record.key}.lock")
+        if lock is not None:
+            with lock:
+                shutil.rmtree(self.folder / record.key, ignore_errors=True)
 
     def _locked(self, key: str) -> FileLock:
         lock_path = self.folder / f".{key}.lock"

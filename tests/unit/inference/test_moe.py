@@ -5,17 +5,21 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.inference.logic.moe import (
+    MAX_NODES,
     SOURCE_IMATRIX,
     SOURCE_NONE,
     NodeRoom,
     NotPlannable,
     minimum_experts,
     most_used,
+    plan_outcome,
     plan_shards,
     rank,
+    ranking_digest,
     routing_share,
     unranked,
 )
+from agentmesh.inference.logic.split_values import ShardRoom, Shards
 
 COUNTS = {0: (5, 9, 0, 9), 3: (1, 2, 3, 4)}
 RANKING = rank(COUNTS, (0, 3), 4, SOURCE_IMATRIX)
@@ -101,3 +105,47 @@ def test_the_share_of_the_routing_is_that_of_the_counted_choices() -> None:
     assert routing_share(COUNTS, (0, 3), most_used(RANKING, 2)) == pytest.approx((18 + 7) / 33)
     assert routing_share(COUNTS, (0, 3), most_used(RANKING, 4)) == 1
     assert routing_share({}, (0, 3), most_used(RANKING, 2)) is None
+
+
+# ---------------------------------------------------------------------- an outcome's nodes
+
+
+def _outcome(rooms: dict[int, int], experts: int = 8) -> Shards:
+    return Shards(tuple(ShardRoom(bytes([node]) * 32, room, 1) for node, room in rooms.items()), experts, 4096, 1)
+
+
+def test_an_outcomes_rooms_are_what_its_nodes_hold() -> None:
+    ranking = unranked((0,), 8)
+    plan = plan_outcome(_outcome({1: 7, 2: 5}), b"\2" * 32, ranking, 2)
+    assert [(shard.name[:2], shard.ranks) for shard in plan.shards] == [
+        ("01", (0, 1, 2, 3, 4, 6, 7)),
+        ("02", (0, 1, 2, 3, 5)),
+    ]
+    assert plan_outcome(_outcome({2: 5, 1: 7}), b"\1" * 32, ranking, 2) == plan, "whoever asks, in whatever order"
+    assert plan_outcome(_outcome({1: 7, 2: 5}), b"\2" * 32, ranking, 2, 5).core_count == 5
+    assert plan_outcome(_outcome({1: 7, 2: 3}), b"\2" * 32, ranking, 2, 5).core_count == 3, "who has less, has less"
+
+
+def test_more_nodes_than_a_plan_takes_hold_the_model_several_times() -> None:
+    ranking = unranked((0,), 8)
+    many = _outcome(dict.fromkeys(range(1, 2 * MAX_NODES + 2), 5))
+    plans = [
+        plan_outcome(many, bytes([node]) * 32, ranking, 2) for node in (1, MAX_NODES, MAX_NODES + 1, 2 * MAX_NODES + 1)
+    ]
+    assert plans[0] == plans[1]
+    assert [len(plan.shards) for plan in plans[1:]] == [MAX_NODES, MAX_NODES, 1]
+    assert not any(plan.left_out for plan in plans[:3])
+
+
+def test_an_outcome_of_another_model_or_without_this_node_is_refused() -> None:
+    for outcome, node in ((_outcome({1: 8}, 16), 1), (_outcome({1: 8}), 2), (_outcome({1: 1, 2: 8}), 1)):
+        with pytest.raises(NotPlannable):
+            plan_outcome(outcome, bytes([node]) * 32, unranked((0,), 8), 2)
+
+
+def test_rankings_are_named_by_their_order_only() -> None:
+    counts = {0: (1.0, 5.0), 1: (3.0, 2.0)}
+    one, same = rank(counts, (0, 1), 2, "imatrix"), rank({0: (0.0, 9.0), 1: (2.0, 1.0)}, (0, 1), 2, "calibration")
+    other = rank({0: (9.0, 0.0), 1: (2.0, 1.0)}, (0, 1), 2, "imatrix")
+    assert ranking_digest(one) == ranking_digest(same) != ranking_digest(other)
+    assert ranking_digest(unranked((0, 1), 2)) == "-"
