@@ -46,6 +46,40 @@ async def test_what_the_worker_is_is_asked_once_and_no_capability_passes(world: 
     assert world.lost == []
 
 
+async def test_a_fresh_word_of_the_workers_memory_needs_no_stream(
+    world: RelayWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await world.server(FakeRpcServer(devices=2))
+    world.job(server, limit=50_000)
+    _, port = await world.gateway()
+    said: list[bytes] = []
+    for number in range(3):
+        client = await world.client(port)
+        await client.hello()
+        said.append(await client.ask(Command.GET_DEVICE_MEMORY, (number % 2).to_bytes(4, "little")))
+        client.close()
+    await eventually(lambda: world.ends == [None])
+    assert said == [(50_000).to_bytes(8, "little") * 2] * 3
+    assert world.carried.streams == 1
+    monkeypatch.setattr("agentmesh.inference.rpc.gateway.FACTS_FRESH_S", -1.0)
+    client = await world.client(port)
+    await client.hello()
+    asked = server.commands().count(Command.GET_DEVICE_MEMORY)
+    assert await client.ask(Command.GET_DEVICE_MEMORY, bytes(4)) == said[0]
+    assert (world.carried.streams, len(world.lost)) == (2, 0)
+    assert server.commands().count(Command.GET_DEVICE_MEMORY) == asked + 3  # the greeting asks for both devices
+
+
+async def test_who_asks_for_a_third_device_of_two_is_cut_off(world: RelayWorld) -> None:
+    world.job(await world.server(FakeRpcServer(devices=2)))
+    gateway, port = await world.gateway()
+    await gateway.ask_worker()
+    client = await world.client(port)
+    await client.tell(Command.GET_DEVICE_MEMORY, (2).to_bytes(4, "little"))
+    assert await client.at_end()
+    assert "device 2 of 2" in world.lost[0]
+
+
 async def test_every_other_command_reaches_the_rpc_server_and_its_reply_comes_back(world: RelayWorld) -> None:
     server = await world.server()
     world.job(server)
@@ -127,7 +161,7 @@ async def test_a_hash_is_believed_once_the_bytes_behind_it_were_the_files(world:
     client.close()
     await eventually(lambda: world.ends == [None])
     await gateway.close()
-    assert WeightHashes(world.root / "fnv.json")._known.popitem()[1] == {UP: 77}  # kept for the next start
+    assert WeightHashes(world.root / "fnv.json")._known.popitem()[1] == {UP: 77}  # pyright: ignore[reportPrivateUsage] - kept for the next start
 
 
 async def test_a_second_hash_for_the_same_bytes_makes_both_doubtful(world: RelayWorld) -> None:

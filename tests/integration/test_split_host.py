@@ -168,9 +168,9 @@ async def test_open_leases_every_worker_and_close_leaves_nothing(world: World) -
     clients = [await FakeClient.connect(port) for port in ports(words)]
     for client in clients:
         assert await client.ask(Command.DEVICE_COUNT) == (1).to_bytes(4, "little")
-        assert len(await client.ask(Command.GET_DEVICE_MEMORY, bytes(4))) == 16
+        assert len(await client.ask(Command.BUFFER_GET_BASE, bytes(8))) == 8
     anna, bert = host.status()
-    assert (bert.round_trips, bert.counts["get_device_memory"].requests) == (1, 1)
+    assert (bert.round_trips, bert.counts["buffer_get_base"].requests) == (1, 1)
     assert bert.out_bytes > 0 < bert.reply_bytes
     for client in clients:
         client.close()
@@ -241,7 +241,7 @@ async def test_a_lost_worker_is_told_once_whoever_notices_first(world: World) ->
     host = world.host()
     words = await host.open()
     client = await FakeClient.connect(ports(words)[0])
-    await client.ask(Command.GET_DEVICE_MEMORY, bytes(4))
+    await client.ask(Command.BUFFER_GET_BASE, bytes(8))
     world.workers.drop(ANNA)
     await eventually(lambda: world.lost != [], 2.0)
     await eventually(lambda: "anna" in host.status()[0].sentence)

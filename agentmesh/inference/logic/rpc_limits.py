@@ -17,7 +17,7 @@ MAX_BUFFERS: Final = 4_096  # of one connection; a model on a device has some te
 # ------------------------------------------------------------------ moving bytes
 
 RPC_READ_BYTES: Final = 256 * KIB  # asked of a socket or stream at once
-BULK_BLOCK_BYTES: Final = 1 * MIB  # compared with a file at once, in a thread
+BULK_BLOCK_BYTES: Final = 256 * KIB  # compared with a file at once, in a thread: both fit into a processor's own cache
 SEND_FILE_BYTES: Final = 8 * MIB  # of one sendfile call: between two, the thread looks whether it shall stop
 BULK_POLL_S: Final = 0.2  # after which a thread that waits for a socket looks whether it shall stop
 HELD_BACK_BYTES: Final = 64 * KIB  # small requests that wait for one that makes them matter
@@ -49,6 +49,7 @@ RPC_GREETING_S: Final = 10.0  # for each of its answers to HELLO, DEVICE_COUNT a
 RPC_END_WAIT_S: Final = 5.0  # for the far side's end after ours
 REPLY_OVERDUE_S: Final = 600.0  # a prompt's batch on a slow CPU takes minutes; CPU time is watched elsewhere
 OVERDUE_CHECK_S: Final = 5.0
+FACTS_FRESH_S: Final = 30.0  # a worker's free memory, while nothing is allocated there
 MAX_GATEWAY_CONNECTIONS: Final = 16  # waiting or served; llama-server has one at a time
 
 # ------------------------------------------------------------------ recorded hashes

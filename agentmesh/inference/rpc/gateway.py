@@ -18,6 +18,7 @@ from typing import Final
 from agentmesh.core.errors import AgentMeshError, StreamClosed
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.logic.rpc_limits import (
+    FACTS_FRESH_S,
     MAX_GATEWAY_CONNECTIONS,
     OPENED_WAIT_S,
     RPC_PLACE_WAIT_S,
@@ -28,7 +29,7 @@ from agentmesh.inference.logic.rpc_wire import Request, RequestParser
 from agentmesh.inference.rpc.counters import RelayCounters
 from agentmesh.inference.rpc.duplex import read_frame, run_blind
 from agentmesh.inference.rpc.errors import WorkerBusy, WorkerLost, WorkerRefused
-from agentmesh.inference.rpc.gateway_connection import HostRelay, HostSide, answer_from
+from agentmesh.inference.rpc.gateway_connection import HostRelay, HostSide, answer_from, memory_from
 from agentmesh.inference.rpc.local_socket import LocalSocket, is_own_user
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from agentmesh.mesh.transport import Stream
@@ -70,7 +71,9 @@ class RpcGateway:
         self._hashes = hashes
         self._compress = compress
         self._on_lost = on_lost
+        self._clock = clock
         self._facts: Opened | None = None
+        self._facts_s = 0.0  # when they were told
         self._place = asyncio.Lock()
         self._tasks = TaskSet("rpc gateway")
         self._listener: socket.socket | None = None
@@ -174,7 +177,7 @@ class RpcGateway:
         while True:
             event = parser.next_event()
             if isinstance(event, Request):
-                reply = answer_from(facts, event)
+                reply = answer_from(facts, event) or self._memory(facts, event)
                 if reply is None:
                     return event
                 count = self.counters.of(event.command)
@@ -187,6 +190,12 @@ class RpcGateway:
             if not data:
                 return None
             parser.feed(data)
+
+    def _memory(self, facts: Opened, request: Request) -> bytes | None:
+        """llama-server asks this on most of the connections that it opens first, each of which would be a stream."""
+        if self._place.locked() or self._clock() - self._facts_s > FACTS_FRESH_S:
+            return None
+        return memory_from(facts, request)
 
     def _side(self, facts: Opened) -> HostSide:
         return HostSide(self._weights if facts.same_files else None, self._hashes, self.counters, self._compress)
@@ -237,6 +246,7 @@ class RpcGateway:
         if opened.status is OpenStatus.FAILED:
             raise WorkerLost(f"The worker {self._worker} failed: {opened.reason}")
         known, self._facts = self._facts, opened
+        self._facts_s = self._clock()
         if known is None:
             self._tell(opened)
         elif _lasting(known) != _lasting(opened):

@@ -18,7 +18,7 @@ from agentmesh.inference.logic.rpc_limits import (
     RPC_READ_BYTES,
     SMALL_TENSOR_BYTES,
 )
-from agentmesh.inference.logic.rpc_stream import Opened, RelayCommand
+from agentmesh.inference.logic.rpc_stream import Device, Opened, RelayCommand
 from agentmesh.inference.logic.rpc_tensor import TENSOR_BYTES, Tensor
 from agentmesh.inference.logic.rpc_wire import (
     Body,
@@ -63,13 +63,25 @@ def answer_from(facts: Opened, request: Request) -> bytes | None:
         return build_reply(len(facts.devices).to_bytes(4, "little"))
     if command not in (Command.GET_ALIGNMENT, Command.GET_MAX_SIZE):
         return None
-    number = int.from_bytes(request.head, "little")
-    if number >= len(facts.devices):
-        raise ClientMalformed(f"llama-server asked for device {number} of {len(facts.devices)}.")
-    device = facts.devices[number]
+    device = _device(facts, request)
     return build_reply(
         (device.alignment if command == Command.GET_ALIGNMENT else device.max_size).to_bytes(8, "little")
     )
+
+
+def memory_from(facts: Opened, request: Request) -> bytes | None:
+    """The reply to GET_DEVICE_MEMORY, which is true while nothing is allocated; None to any other request. Raises: ClientMalformed."""
+    if request.command != Command.GET_DEVICE_MEMORY:
+        return None
+    device = _device(facts, request)
+    return build_reply(device.free.to_bytes(8, "little") + device.total.to_bytes(8, "little"))
+
+
+def _device(facts: Opened, request: Request) -> Device:
+    number = int.from_bytes(request.head, "little")
+    if number >= len(facts.devices):
+        raise ClientMalformed(f"llama-server asked for device {number} of {len(facts.devices)}.")
+    return facts.devices[number]
 
 
 class HostRelay:

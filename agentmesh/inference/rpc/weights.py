@@ -168,6 +168,12 @@ def read_exactly(place: Place, start: int, count: int) -> bytes:
     return data
 
 
+def read_into(place: Place, start: int, block: memoryview) -> None:
+    """The same into `block`, all of it."""
+    if os.preadv(place.part.descriptor, [block], place.offset + start) != len(block):
+        raise StreamClosed(f"{place.part.path} is shorter than it was.")
+
+
 class WeightHashes:
     """FNV-1a values of tensors, by the SHA-256 of their file and their name, remembered in one small file of the home.
 
