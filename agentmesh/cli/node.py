@@ -167,7 +167,12 @@ def _show_status(report: Mapping[str, Any]) -> None:
     for label, value in facts.items():
         click.echo(f"{label + ':':9} {safe_line(value)}")
     show_models(report)
+    _show_lent(report["lent"], _names(report))
     _show_peers(cast("list[dict[str, Any]]", report["peers"]))
+
+
+def _names(report: Mapping[str, Any]) -> dict[str, str]:
+    return {report["node_id"]: report["name"]} | {peer["node_id"]: peer["name"] for peer in report["peers"]}
 
 
 def show_models(report: Mapping[str, Any]) -> None:
@@ -176,7 +181,7 @@ def show_models(report: Mapping[str, Any]) -> None:
     click.echo(f"{'models:':9} {len(models)}")
     if not models:
         return
-    names = {report["node_id"]: report["name"]} | {peer["node_id"]: peer["name"] for peer in report["peers"]}
+    names = _names(report)
     rows = [
         (
             model["id"],
@@ -189,8 +194,39 @@ def show_models(report: Mapping[str, Any]) -> None:
     ]
     _show_table(("model", "state", "context", "slots", "on"), rows)
     for model in models:
-        if model["reason"]:
-            click.echo(safe_line(f"{model['id']}: {next(iter(model['reason'].splitlines()), '')}"))
+        for line in _about_model(model):
+            click.echo(safe_line(f"{model['id']}: {line}"))
+
+
+def _about_model(model: Mapping[str, Any]) -> Iterable[str]:
+    """Why it is in its state, and how it is spread, if it is."""
+    reason = next(iter(model["reason"].splitlines()), "")
+    if reason:
+        yield reason
+    if model["role"] in ("host", "shard", "alone") and model["plan"]:
+        yield f"{model['role']}: {model['plan']}"
+    for worker in model["workers"]:
+        files = "has the files" if worker["has_files"] else "without the files"
+        yield (
+            f"worker {worker['name']}: {worker['layers']} layers, {worker['share_bytes'] / 1e9:.1f} GB, {files}; "
+            f"{worker['round_trips']:,} round trips, {worker['sent_bytes'] / 1e6:.1f} MB sent, "
+            f"{worker['received_bytes'] / 1e6:.1f} MB received. {worker['state']}"
+        )
+    yield from model["advice"]
+    if model["draft"]:
+        yield model["draft"]
+
+
+def _show_lent(parts: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """The parts of models that this node computes for hosts."""
+    for part in parts:
+        host = names.get(part["host"]) or part["host"][:12]
+        click.echo(
+            safe_line(
+                f"{'lent:':9} {part['held_bytes'] / 1e9:.1f} GB to {host} for {part['model']}: {part['state']}"
+                f"{'. ' + part['reason'] if part['reason'] else ''}"
+            )
+        )
 
 
 def _show_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from agentmesh.core.errors import InvalidInput
-from agentmesh.mesh.identity import decode_id
 
 MAX_SPLIT_NODES: Final = 16  # llama.cpp takes fifteen workers and itself
 MAX_LENT_TO: Final = 64
@@ -58,7 +57,7 @@ def parse_tensor_split(text: str | None) -> tuple[float, ...]:
 def checked_id(text: str, option: str) -> str:
     """Raises: InvalidInput: it is no node's id."""
     try:
-        decode_id(text)
+        _decoded(text)
     except InvalidInput:
         raise InvalidInput(f"{option} takes {ID_HELP}, not '{text[:80]}'.") from None
     return text.strip().lower()
@@ -73,4 +72,10 @@ def parse_rpc_peers(text: str | None) -> tuple[bool, frozenset[bytes]]:
         return True, frozenset()
     if not 1 <= len(words) <= MAX_LENT_TO:
         raise InvalidInput(f"--rpc-peers takes 'all', or the ids of 1 to {MAX_LENT_TO} nodes with commas between them.")
-    return False, frozenset(decode_id(checked_id(word, "--rpc-peers")) for word in words)
+    return False, frozenset(_decoded(checked_id(word, "--rpc-peers")) for word in words)
+
+
+def _decoded(text: str) -> bytes:
+    from agentmesh.mesh.identity import decode_id  # loads cryptography, which no other command of the thin half needs
+
+    return decode_id(text)

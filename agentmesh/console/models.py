@@ -23,8 +23,26 @@ class PeerStatus(BaseModel):
     rtt_ms: float | None
 
 
+class SplitWorkerView(BaseModel):
+    """One worker of a split that this node hosts. `commands`: requests, round trips, bytes sent, bytes received of each."""
+
+    node: str
+    name: str
+    layers: int
+    share_bytes: int
+    state: str
+    has_files: bool
+    round_trips: int
+    sent_bytes: int
+    received_bytes: int
+    referenced_bytes: int
+    overdue_s: float
+    commands: dict[str, tuple[int, int, int, int]]
+
+
 class ModelView(BaseModel):
-    """A model that some node of the mesh offers; `reason` is this node's own word, if it serves the model."""
+    """A model that some node of the mesh offers; `reason` is this node's own word, if it serves the model. `plan` to `draft`: how
+    this node has it spread over the mesh; see docs/splits.md."""
 
     id: str
     state: str
@@ -35,6 +53,24 @@ class ModelView(BaseModel):
     context_tokens: int
     slots: int
     size_bytes: int
+    plan: str = ""
+    advice: list[str] = Field(default_factory=list[str])
+    workers: list[SplitWorkerView] = Field(default_factory=list[SplitWorkerView])
+    draft: str = ""
+
+
+class LentPart(BaseModel):
+    """A part of a model that this node computes for a host."""
+
+    model: str
+    host: str
+    state: str
+    reason: str
+    pid: int | None
+    held_bytes: int
+    confinement: str
+    sent_bytes: int
+    received_bytes: int
 
 
 class BoardStatus(BaseModel):
@@ -57,6 +93,7 @@ class Status(BaseModel):
     bind_port: int | None
     peers: list[PeerStatus]
     models: list[ModelView]
+    lent: list[LentPart]
     blackboard: BoardStatus
     policy: dict[str, int]
 

@@ -19,22 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agentmesh.inference.draft import NO_DRAFT, DraftChoice, fit_with_draft
 from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.process import EngineStatus
 from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.fetching import DownloadStopped, Fetcher, Located, ModelFiles, check
-from agentmesh.inference.logic.capabilities import capabilities_of
-from agentmesh.inference.logic.fit import Fit, Room, Wanted, fit_model, size
+from agentmesh.inference.logic.drafting import DraftFlags
+from agentmesh.inference.logic.fit import Fit, Room, Wanted, size
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress, ServedModel
 from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.run_types import FindDraft, MakeEngine, RunningEngine
+from agentmesh.inference.run_views import offer_of, status_of
 from agentmesh.inference.server_plan import whole_plan
 from agentmesh.inference.serving_types import (
     DoesNotFit,
-    Draft,
     LoadRequest,
     ModelState,
     ModelStatus,
@@ -45,7 +46,6 @@ from agentmesh.inference.serving_types import (
     SpreadView,
 )
 from agentmesh.inference.threads import in_daemon_thread
-from agentmesh.mesh.identity import encode_id
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +82,11 @@ class ModelRun:
         self.located: Located | None = None
         self.files: ModelFiles | None = None
         self.fit: Fit | None = None
-        self.draft: Draft | None = None
+        self.draft: DraftChoice = NO_DRAFT
         self.spread: SpreadView | None = None  # while the mesh decides who runs it
         self.engine_gone: asyncio.Future[str] | None = None  # of the engine that was started last: why it ended
-        self._says: EngineSays | None = None
-        self._progress: Progress | None = None
+        self.says: EngineSays | None = None
+        self.progress: Progress | None = None
         self._parts = parts
         self._changed = changed
         self._stop = threading.Event()
@@ -108,58 +108,11 @@ class ModelRun:
 
     def status(self, node: str) -> ModelStatus:
         """For people and the management API. `node` is this node's id as they read it."""
-        fit, offer, spread = self.fit, self.offer(), self.spread
-        return ModelStatus(
-            id=self.id,
-            state=self.state,
-            role=spread.role if spread is not None else "solo",
-            nodes=tuple(encode_id(one) for one in spread.nodes) if spread is not None else (node,),
-            aliases=offer.aliases,
-            reason=self.reason,
-            memory=fit.sentence if fit is not None else "",
-            progress=self._progress if self.state == ModelState.DOWNLOADING else None,
-            need_bytes=fit.need.total if fit is not None else 0,
-            have_bytes=fit.room.free_bytes if fit is not None else 0,
-            size_bytes=offer.size_bytes,
-            context_tokens=offer.context_tokens,
-            slots=offer.slots if fit is not None or spread is not None else 0,
-            capabilities=offer.capabilities,
-            pid=self.process.status.pid if self.process is not None else None,
-            flavour=self.engine.flavor if self.engine is not None else "",
-            device=fit.room.device if fit is not None and fit.room.on_device else None,
-            plan=spread.sentence if spread is not None else "",
-            advice=spread.advice if spread is not None else (),
-            workers=spread.workers() if spread is not None else (),
-            draft=self.draft.sentence if self.draft is not None else "",
-        )
+        return status_of(self, node)
 
     def offer(self) -> ServedModel:
         """For the mesh and for routing."""
-        located, files, fit, says = self.located, self.files, self.fit, self._says
-        entry = located.entry if located is not None else None
-        known = entry.capabilities if entry is not None else ()
-        facts = files.model.facts if files is not None else None
-        plan = located.plan if located is not None else None
-        context = fit.need.context_tokens if fit is not None else 0
-        slots = fit.need.slots if fit is not None else 1
-        spread = self.spread
-        if spread is not None and spread.slots:
-            context, slots = spread.context_tokens, spread.slots
-        return ServedModel(
-            id=self.id,
-            aliases=located.aliases if located is not None else (),
-            ready=self.state == ModelState.READY,
-            context_tokens=says.context_tokens if says is not None and says.context_tokens else context,
-            slots=says.slots if says is not None and says.slots else slots,
-            capabilities=capabilities_of(
-                facts, known, projector=files.projector is not None, embeddings=fit is not None and fit.need.embeddings
-            )
-            if facts is not None and files is not None
-            else tuple(sorted(known)),
-            parameters=facts.parameter_count if facts is not None else 0,
-            size_bytes=facts.weight_bytes if facts is not None else plan.size_bytes if plan is not None else 0,
-            sha256=self.sha256,
-        )
+        return offer_of(self)
 
     # ------------------------------------------------------------------ stages
 
@@ -237,7 +190,7 @@ class ModelRun:
             await self.process.stop(grace_s)
             self.process = None
         self._is_holding = False
-        self._says = None
+        self.says = None
         self._parts.memory.release(self)
         self._changed(self)
 
@@ -263,7 +216,7 @@ class ModelRun:
         what = located.plan
         if what is None:
             return
-        self._progress = Progress(0, what.size_bytes)
+        self.progress = Progress(0, what.size_bytes)
         self.set_state(ModelState.DOWNLOADING)
         loop = asyncio.get_running_loop()
 
@@ -286,7 +239,7 @@ class ModelRun:
             raise
 
     def _downloaded(self, progress: Progress) -> None:
-        self._progress = progress
+        self.progress = progress
 
     async def _check(self) -> None:
         located = _sure(self.located)
@@ -307,21 +260,37 @@ class ModelRun:
             self.spread = None
 
     async def find_draft(self) -> None:
-        """Look for the model that drafts for this one, once. Raises: the user named one, and it cannot be had or does not match."""
-        if self._parts.find_draft is not None and self.draft is None:
-            located, files = _sure(self.located), _sure(self.files)
-            self.draft = await self._parts.find_draft(self.request, located, files, _sure(self.engine), self._stop)
-            if self.draft is not None and self.draft.need_bytes and self._is_holding:  # its memory comes on top
-                self._is_holding = False
-                self._parts.memory.release(self)
+        """Look for the model that drafts for this one. Raises: the user named one, and it cannot be had or does not match."""
+        if self._parts.find_draft is None:
+            return
+        located, files, request = _sure(self.located), _sure(self.files), self.request
+        try:
+            self.draft = await self._parts.find_draft(
+                request.draft or DraftFlags(),
+                self.id,
+                located.entry,
+                files.model.files[0],
+                engine=_sure(self.engine),
+                is_split=request.split is not None,
+                stop=self._stop,
+                seen=self._downloaded,
+                has_projector=files.projector is not None,
+                context_tokens=request.context_tokens,
+                slots=request.slots,
+            )
+        except DownloadStopped:
+            raise NotServed(f"{self.id} was unloaded meanwhile.") from None
+        if self.draft.model is not None and self._is_holding:  # its memory comes on top
+            self._is_holding = False
+            self._parts.memory.release(self)
 
     async def take_memory(self) -> bool:
         """Whether there is room; then it is promised to this model."""
         files = _sure(self.files)
-        more = files.projector_bytes + (self.draft.need_bytes if self.draft is not None else 0)
-        wanted = Wanted(self.request.context_tokens, self.request.slots, more)
+        wanted = Wanted(self.request.context_tokens, self.request.slots, files.projector_bytes)
         async with self._parts.memory.lock:
-            self.fit = fit_model(self.id, files.model.facts, wanted, await self.rooms())
+            rooms = await self.rooms()
+            self.fit, self.draft = fit_with_draft(self.draft, self.id, files.model.facts, wanted, rooms)
             if self.fit.fits:
                 self._parts.memory.promise(self, self.fit)
                 self._is_holding = True
@@ -348,10 +317,10 @@ class ModelRun:
         process, fit = _sure(self.process), _sure(self.fit)
         self._parts.memory.settle(self, process.status.pid)
         try:
-            self._says = await self._parts.ask_engine(_sure(process.address))
+            self.says = await self._parts.ask_engine(_sure(process.address))
         except EngineFailed as error:  # it answers health; what it was told to do is believed then
             _log.warning("%s: %s", self.id, error.message)
-        says, self._was_ready = self._says, True
+        says, self._was_ready = self.says, True
         if says is not None and 0 < says.context_tokens < fit.need.context_tokens:
             # llama-server gives a request no more than the model was trained for, whatever was asked for.
             self._parts.say(

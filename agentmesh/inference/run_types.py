@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
+from agentmesh.inference.draft import DraftChoice
 from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.process import EngineStatus
-from agentmesh.inference.fetching import Located, ModelFiles
+from agentmesh.inference.logic.drafting import DraftFlags
 from agentmesh.inference.logic.target import EngineAddress
-from agentmesh.inference.serving_types import Draft, LoadRequest
+from agentmesh.inference.models.catalog import CatalogEntry
+from agentmesh.inference.serving_types import Progress
 
 
 class RunningEngine(Protocol):
@@ -33,5 +36,21 @@ class RunningEngine(Protocol):
 MakeEngine = Callable[[Engine, ServerPlan, Callable[[EngineStatus], None]], RunningEngine]
 
 
-FindDraft = Callable[[LoadRequest, Located, ModelFiles, Engine, threading.Event], Awaitable[Draft | None]]
-"""Finds, fetches and pairs a draft. Raises AgentMeshError: the user named one that cannot be used."""
+class FindDraft(Protocol):
+    """Finds, fetches and pairs a draft; draft.py: Drafter.find."""
+
+    async def __call__(
+        self,
+        flags: DraftFlags,
+        model_id: str,
+        entry: CatalogEntry | None,
+        target: Path,
+        *,
+        engine: Engine,
+        is_split: bool,
+        stop: threading.Event,
+        seen: Callable[[Progress], None],
+        has_projector: bool,
+        context_tokens: int | None,
+        slots: int | None,
+    ) -> DraftChoice: ...

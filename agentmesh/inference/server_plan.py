@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from agentmesh.inference.draft import DraftChoice, draft_words
 from agentmesh.inference.engine.arguments import DEFAULT_POOLING, ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.fetching import ModelFiles
 from agentmesh.inference.logic.fit import Fit, batch_tokens, embeds
 from agentmesh.inference.memory import MemoryBook
-from agentmesh.inference.serving_types import Draft
 
 _MIB: Final = 1024 * 1024
 MAX_PROMPT_CACHE_BYTES: Final = 8192 * _MIB  # llama-server's default, whatever the machine has
@@ -23,13 +23,13 @@ PROMPT_CACHE_SHARE: Final = (
 
 
 def whole_plan(
-    model_id: str, files: ModelFiles, fit: Fit, engine: Engine, memory: MemoryBook, draft: Draft | None
+    model_id: str, files: ModelFiles, fit: Fit, engine: Engine, memory: MemoryBook, draft: DraftChoice
 ) -> ServerPlan:
     """For an engine that has the whole model, or one file that is a model by itself."""
     facts, need = files.model.facts, fit.need
     is_embedding = embeds(facts)
     batch = batch_tokens(facts, need.context_tokens) if is_embedding else None
-    words = [*_batches(engine, batch), *_prompt_cache(engine, memory), *_of(draft)]
+    words = [*_batches(engine, batch), *_prompt_cache(engine, memory), *draft_words(engine, draft, fit.room.device)]
     return ServerPlan(
         model=files.model.files[0],
         model_id=model_id,
@@ -37,8 +37,7 @@ def whole_plan(
         slots=need.slots,
         device=fit.room.device,
         projector=files.projector,
-        # Where embeddings are answered, llama-server keeps room for one output a sequence, and no draft can be checked.
-        embeddings=need.embeddings and not _of(draft),
+        embeddings=need.embeddings,
         extra=tuple(words),
         # BERT-like files without a word on it mean the mean (llama.cpp's own default for them is none at all).
         pooling=None if facts.pooling_type else "mean" if is_embedding else DEFAULT_POOLING,
@@ -55,9 +54,11 @@ def host_plan(
     words: tuple[str, ...],
     engine: Engine,
     memory: MemoryBook,
-    draft: Draft | None,
+    draft: DraftChoice,
+    draft_device: str | None,
 ) -> ServerPlan:
-    """For the host of a split. `context_tokens` of one request; `words`: engine/split_arguments.py's, `--device` among them. It answers no
+    """For the host of a split. `context_tokens` of one request; `words`: engine/split_arguments.py's, `--device` among them; `draft_device`: of the host, None
+    for the processor. It answers no
     embeddings: models for them are small."""
     return ServerPlan(
         model=model,
@@ -66,13 +67,9 @@ def host_plan(
         slots=slots,
         projector=projector,
         embeddings=False,
-        extra=(*_prompt_cache(engine, memory), *words, *_of(draft)),
+        extra=(*_prompt_cache(engine, memory), *words, *draft_words(engine, draft, draft_device)),
         pooling=None,
     )
-
-
-def _of(draft: Draft | None) -> tuple[str, ...]:
-    return draft.words if draft is not None else ()
 
 
 def _batches(engine: Engine, batch: int | None) -> list[str]:

@@ -24,6 +24,7 @@ import msgspec
 from agentmesh.core.errors import AgentMeshError, StorageError
 from agentmesh.core.paths import Home
 from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.draft import Drafter
 from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine, EngineSearch
 from agentmesh.inference.engine.leftovers import cleanup_leftovers
@@ -38,7 +39,7 @@ from agentmesh.inference.model_run import RECHECK_S, ModelRun, RunParts, Spread
 from agentmesh.inference.models.errors import ModelFileUnusable
 from agentmesh.inference.models.identity import FileIdentities, Stopped
 from agentmesh.inference.remembered import FILE_NAME, Remembered
-from agentmesh.inference.run_types import FindDraft, MakeEngine, RunningEngine
+from agentmesh.inference.run_types import MakeEngine, RunningEngine
 from agentmesh.inference.serving_types import (
     MAX_SERVED,
     AlreadyServed,
@@ -69,7 +70,6 @@ class ModelService:
         say: told one line for the user when a model waits or fails.
         on_ready: told of each model that became ready, e.g. to print how agents use it.
         spread: follows the mesh's plans for a model that is to be spread; None: every model is this node's alone.
-        find_draft: see run_types.FindDraft.
         find_engine, make_engine, ask, devices, machine, recheck_s: replaced in tests.
     """
 
@@ -83,7 +83,6 @@ class ModelService:
         say: Callable[[str], None] = _log.info,
         on_ready: Callable[[ServedModel], None] = lambda _model: None,
         spread: Spread | None = None,
-        find_draft: FindDraft | None = None,
         find_engine: Callable[[], Awaitable[Engine]] | None = None,
         make_engine: MakeEngine | None = None,
         ask: Callable[[EngineAddress], Awaitable[EngineSays]] = ask_serving,
@@ -98,15 +97,17 @@ class ModelService:
         self._on_ready = on_ready
         self._find_engine = find_engine or self._resolve_engine
         self.memory = MemoryBook(devices, machine, settings.max_vram_bytes)
+        fetcher = Fetcher(sources)
+        self._drafter = Drafter(fetcher)
         self._parts = RunParts(
-            fetcher=Fetcher(sources),
+            fetcher=fetcher,
             memory=self.memory,
             find_engine=self._find_engine,
             make_engine=make_engine or self._make_engine,
             ask_engine=ask,
             say=say,
             recheck_s=recheck_s,
-            find_draft=find_draft,
+            find_draft=self._drafter.find,
             spread=spread,
         )
         self._remembered = Remembered(home.root / FILE_NAME)
@@ -148,6 +149,7 @@ class ModelService:
         self._is_stopping = True
         await asyncio.gather(*(self._end(run, grace_s) for run in list(self._runs)), return_exceptions=True)
         await self._tasks.close()
+        await self._drafter.close()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every change of what the methods below tell."""
@@ -243,10 +245,6 @@ class ModelService:
     def identities(self) -> FileIdentities:
         """What is in files, remembered."""
         return self._identities
-
-    def runs(self) -> tuple[ModelRun, ...]:
-        """Every model of this node."""
-        return tuple(self._runs)
 
     async def engine(self) -> Engine | None:
         """The engine that models run on, None when there is none."""

@@ -58,15 +58,6 @@ class LoadRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     draft: DraftFlags | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A model that drafts: the engine's options for it, what it takes where the model is hosted, and a sentence for status."""
-
-    words: tuple[str, ...]
-    need_bytes: int
-    sentence: str
-
-
 class Progress(msgspec.Struct, frozen=True):
     """How far a download is."""
 

@@ -25,6 +25,7 @@ from agentmesh.inference.blobs import BlobService
 from agentmesh.inference.logic.drafting import DraftFlags
 from agentmesh.inference.logic.presence import OFFER_VERSION, NodeOffer, decode_offer
 from agentmesh.inference.logic.target import ServedModel
+from agentmesh.inference.model_run import ModelRun
 from agentmesh.inference.models.cache import HubCache
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.models.settings import HubSettings
@@ -44,6 +45,7 @@ from agentmesh.mesh.logic.record import Record
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
 from agentmesh.node.options import NodeOptions, ServeOptions
+from agentmesh.node.splits import NodeSplits
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class NodeInference:
     Args:
         say: told one line for the user.
         on_ready: told of each model of this node that became ready.
+        name: what this node calls itself.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class NodeInference:
         *,
         say: Callable[[str], None],
         on_ready: Callable[[ServedModel], None],
+        name: Callable[[], str],
         port: int,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -85,20 +89,29 @@ class NodeInference:
         answers = LocalAnswers(dispatcher.models, self.metrics.render, created_s=int(time.time()), port=port)
         settings = ApiSettings(listen_all=options.listen_all, api_keys=options.api_keys, spill_folder=home.run)
         self.api = ApiServer(dispatcher, answers, settings, mesh.open_stream, self.metrics)
+        serve = _serve_settings(options.serve, again=options.serve.again or not options.background)
         self.service = ModelService(
             home,
             node,
-            _serve_settings(options.serve, again=options.serve.again or not options.background),
+            serve,
             sources=MeshFiles(loop, self._open_blob, self._file_givers),
             say=say,
             on_ready=on_ready,
+            spread=self._spread,
         )
         self._index = BlobIndex(
             HubCache(HubSettings.from_environment().cache), FileIdentities.of_home(home), self.service.files
         )
+        self.splits = NodeSplits(
+            home, node, mesh, self.service, serve, self._index, name=name, givers=self._file_givers, say=say
+        )
+        self.metrics.also(self.splits.families)
         self._blobs = BlobService(self._index)
         self._publisher = Publisher(mesh.publish, self._offer, lambda: len(mesh.peers()) + 1)
         self._listen_to_the_mesh(options.serve)
+
+    async def _spread(self, run: ModelRun, flags: SplitFlags) -> None:
+        await self.splits.spreader.follow(run, flags)  # which is made after the service, whose memory it counts
 
     def _listen_to_the_mesh(self, serve: ServeOptions) -> None:
         mesh, directory = self._mesh, self.directory
@@ -118,6 +131,7 @@ class NodeInference:
         await self.directory.on_records(known)
         await self._on_records(known)
         await self.api.listen(bound)
+        await self.splits.start()
         await self.service.start()
         self._tasks.spawn(self._describe(), name="describe")
         self._publisher.start()
@@ -134,14 +148,17 @@ class NodeInference:
         )
         await asyncio.wait(closing, timeout=DRAIN_S + DOORS_MARGIN_S)
         await self.service.stop(ENGINE_GRACE_S)
+        await self.splits.stop(ENGINE_GRACE_S)
         await doors.close(DOORS_MARGIN_S)
         await self._tasks.close()
         await self._blobs.close()
 
     @property
     def is_used(self) -> bool:
-        """Whether ending the node would take something from somebody: models that are served, answers in progress."""
-        return bool(self.service.offers()) or self.api.exchanges > 0
+        """Whether ending the node would take something from somebody: models that are served, memory that is lent, answers in progress."""
+        return (
+            bool(self.service.files()) or bool(self.service.offers()) or self.splits.is_used or self.api.exchanges > 0
+        )
 
     # ------------------------------------------------------------------ what is told
 
@@ -158,7 +175,7 @@ class NodeInference:
             engine=self._engine_name,
             memory_bytes=0,  # nobody plans with it before models are split
             models=models,
-            has_files=self._has_files and bool(models),
+            has_files=self._has_files and bool(self.service.files()),
             addresses=self._mesh.addresses(),
             bulk_port=self._mesh.bulk_port,
         )
@@ -166,7 +183,7 @@ class NodeInference:
     async def _describe(self) -> None:
         """Keep what the offer says of this machine true."""
         while True:
-            if self.service.offers():
+            if self.service.files():
                 engine = await self.service.engine()
                 self._engine_name = f"{engine.flavor} {engine.build or ''} {engine.commit}".strip() if engine else ""
                 has_files = await self._index.has_files()
@@ -216,7 +233,7 @@ class NodeInference:
 
     async def _serve_blob(self, peer: bytes, stream: Stream) -> None:
         """A node that serves no models gives no files either: its user asked for a blackboard."""
-        if not self.service.offers():
+        if not self.service.files():
             stream.abort()
             return
         await self._blobs.serve(peer, stream)

@@ -11,12 +11,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 import agentmesh
 from agentmesh.blackboard.service import BlackboardService
-from agentmesh.console.models import BoardStatus, Done, Invite, ModelView, NodeProcess, PeerStatus, Status
+from agentmesh.console.models import (
+    BoardStatus,
+    Done,
+    Invite,
+    LentPart,
+    ModelView,
+    NodeProcess,
+    PeerStatus,
+    SplitWorkerView,
+    Status,
+)
 from agentmesh.core.errors import InvalidInput, NodeRunning
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.serving_types import ModelStatus
+from agentmesh.inference.split.worker import WorkStatus
 from agentmesh.mesh.api import Mesh
 from agentmesh.mesh.identity import NodeKey, encode_id
 from agentmesh.mesh.logic.limits import INVITE_LIFETIME_MS
@@ -92,6 +105,7 @@ class Management:
             bind_port=mesh.bind_port,
             peers=[_peer_status(peer) for peer in mesh.peers()],
             models=model_views(inference.service.status(), inference.directory.models(), inference.directory.out()),
+            lent=[_lent(work) for work in inference.splits.lent()],
             blackboard=BoardStatus(posts=await self._parts.board.count()),
             policy=mesh.policy().quotas(),
         )
@@ -171,6 +185,25 @@ def _own_view(status: ModelStatus, hosts: Sequence[str]) -> ModelView:
         context_tokens=status.context_tokens,
         slots=status.slots,
         size_bytes=status.size_bytes,
+        plan=status.plan,
+        advice=list(status.advice),
+        workers=[SplitWorkerView.model_validate(msgspec.structs.asdict(worker)) for worker in status.workers],
+        draft=status.draft,
+    )
+
+
+def _lent(work: WorkStatus) -> LentPart:
+    counters = work.counters
+    return LentPart(
+        model=work.model,
+        host=encode_id(bytes.fromhex(work.host)),
+        state=str(work.state),
+        reason=work.sentence,
+        pid=work.pid,
+        held_bytes=work.held_bytes,
+        confinement=work.confinement,
+        sent_bytes=counters.reply_bytes if counters is not None else 0,
+        received_bytes=counters.out_bytes if counters is not None else 0,
     )
 
 

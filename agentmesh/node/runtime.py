@@ -243,6 +243,7 @@ class Node:
             self._options,
             say=self.say,
             on_ready=self._model_ready,
+            name=self._name,
             port=self.api_port,
         )
 

@@ -83,6 +83,7 @@ class Metrics:
         self._to_peers_bytes = 0
         self._from_peers_bytes = 0
         self._gauges: Callable[[], Gauges] = Gauges
+        self._more: list[Callable[[], Iterable[Metric]]] = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Reader(self))
 
@@ -141,6 +142,10 @@ class Metrics:
         """Ask this for what is so at the moment of reading."""
         self._gauges = gauges
 
+    def also(self, families: Callable[[], Iterable[Metric]]) -> None:
+        """Tell these, too."""
+        self._more.append(families)
+
     def in_flight(self) -> int:
         """Requests that began and did not end."""
         return sum(series.began - sum(series.ended) for series in self._series.values())
@@ -170,6 +175,8 @@ class Metrics:
         relayed.add_metric(["here"], self._from_peers_bytes)
         yield relayed
         yield from self._gauge_families()
+        for more in self._more:
+            yield from more()
 
     def _request_families(self) -> Iterable[Metric]:
         names = ["model", "route"]
