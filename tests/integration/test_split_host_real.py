@@ -12,9 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agentmesh.core.units import MIB
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.process import EngineProcess
-from agentmesh.inference.logic.split_values import Split
+from agentmesh.inference.logic.split import numbers_for
+from agentmesh.inference.logic.split_values import Place, Share, Split
 from agentmesh.inference.split.host import SplitHost
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.split_hosting import Hosting, engine_programs, hosting, listening_ports, tokens
@@ -43,6 +45,17 @@ async def begin(here: Hosting, model: Path) -> tuple[Split, SplitHost, EnginePro
     return plan, host, engine
 
 
+def placed_layers(here: Hosting, plan: Split) -> list[int]:
+    """How many of its own layers llama-server gave each share, by its log."""
+    placed = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", here.log()))
+    found: list[int] = []
+    for share in plan.shares:
+        name = "CPU" if share.place.is_host else f"RPC{plan.workers.index(share.place.node)}"
+        layers = range(share.first, share.first + share.layers)
+        found.append(sum(placed[str(layer)] == name for layer in layers))
+    return found
+
+
 async def nothing_is_left(here: Hosting, ports: set[int]) -> None:
     assert all(lender.worker.status() == [] for lender in here.lenders)
     await eventually(lambda: engine_programs() == set())
@@ -62,11 +75,7 @@ async def test_a_split_says_what_one_machine_says_and_lies_where_the_plan_says(
         await alone.stop()
         plan, host, engine = await begin(here, model)
         assert await tokens(engine) == wanted
-        placed = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", here.log()))
-        for share in plan.shares:
-            name = "CPU" if share.place.is_host else f"RPC{plan.workers.index(share.place.node)}"
-            layers = range(share.first, share.first + share.layers)
-            assert {placed[str(layer)] for layer in layers} == {name}, (share, placed)
+        assert placed_layers(here, plan) == [share.layers for share in plan.shares]
         weights = model.stat().st_size
         for status in host.status():
             assert (status.same_files, status.is_blind, status.layers > 0) == (True, False, True)
@@ -141,3 +150,25 @@ async def test_a_worker_without_the_files_takes_the_weights_from_the_host(
         await engine.stop()
         await host.close()
         assert here.lost == []
+
+
+@pytest.mark.parametrize("counts", [(6, 7), (2, 7, 4), (0, 9, 4)])
+async def test_whole_numbers_of_layers_lie_where_they_are_meant(
+    real_engine: Engine, tmp_path: Path, counts: tuple[int, ...]
+) -> None:
+    model = write_tiny(tmp_path / "m.gguf", TinyModel(name="thirteen", layers=13))[0]
+    async with hosting(real_engine, tmp_path, len(counts) - 1) as here:
+        nodes = [here.node.key.public, *(lender.id for lender in here.lenders)]
+        shares: list[Share] = []
+        for node, count in zip(nodes, counts, strict=True):
+            place = Place(node, None, MIB * 512, node == nodes[0])
+            shares.append(Share(place, sum(share.layers for share in shares), count, MIB * 256))
+        numbers = numbers_for(counts[1:])
+        plan = Split(nodes[0], tuple(nodes[1:]), tuple(shares), numbers, sum(numbers), True, 512, 1, 0)
+        host = await here.host(model, plan)
+        engine = here.llama_server(model, await host.open())
+        await engine.start()
+        await asyncio.wait_for(engine.wait_ready(), READY_S)
+        await engine.stop()
+        await host.close()
+        assert placed_layers(here, plan) == list(counts)
