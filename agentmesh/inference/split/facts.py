@@ -13,8 +13,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from agentmesh.inference.engine.probe import question_environment
 from agentmesh.inference.engine.run_program import ask
 from agentmesh.inference.logic.election import steady_free_bytes
 from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES, MAX_DEVICES_OF_A_NODE
+from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, DeviceFacts
 from agentmesh.inference.memory import MemoryBook
 
@@ -97,21 +98,29 @@ class NodeMeasure:
         )
 
 
+def with_held(measured: Measured, held: Mapping[str, int], sign: int = 1) -> Measured:
+    """With what parts of models take here counted as free (`sign` -1: as taken). `held`: bytes by device, "" for the machine's memory."""
+    return replace(
+        measured,
+        devices=tuple(
+            DeviceFacts(d.name, max(d.free_bytes + sign * held.get(d.name, 0), 0), d.total_bytes, d.bytes_per_s)
+            for d in measured.devices
+        ),
+        machine_free_bytes=max(measured.machine_free_bytes + sign * held.get(MACHINE, 0), 0),
+    )
+
+
 def steady(published: Measured | None, now: Measured) -> Measured:
     """What to publish: figures that were published stay while they are nearly true."""
     before = {device.name: device.free_bytes for device in published.devices} if published is not None else {}
-    return Measured(
+    machine = published.machine_free_bytes if published is not None else None
+    return replace(
+        now,
         devices=tuple(
             DeviceFacts(d.name, _steady(before.get(d.name), d.free_bytes), d.total_bytes, d.bytes_per_s)
             for d in now.devices
         ),
-        machine_free_bytes=_steady(
-            published.machine_free_bytes if published is not None else None, now.machine_free_bytes
-        ),
-        machine_total_bytes=now.machine_total_bytes,
-        engine_commit=now.engine_commit,
-        rpc_version=now.rpc_version,
-        has_rpc=now.has_rpc,
+        machine_free_bytes=_steady(machine, now.machine_free_bytes),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -31,10 +32,10 @@ from agentmesh.inference.logic.split_offer import (
     facts_of,
     says_something,
 )
-from agentmesh.inference.logic.split_values import NodeFacts, Wish
+from agentmesh.inference.logic.split_values import NO_RPC_VERSION, NodeFacts, Wish
 from agentmesh.inference.presence import Publish
 from agentmesh.inference.settings import Lending
-from agentmesh.inference.split.facts import Measured, steady
+from agentmesh.inference.split.facts import Measured, steady, with_held
 from agentmesh.inference.split.telling import Telling
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.kinds import SPLIT
@@ -117,13 +118,14 @@ class SplitOffers:
         self._wants: dict[str, WantedModel] = {}
         self._works: dict[str, WorkedModel] = {}
         self._measured: Measured | None = None  # as published
+        self._unheld: Measured | None = None  # the same, if nothing were held
         self._held: dict[str, tuple[Held, Held]] = {}  # by content, wanted and worked, when that was measured
         self._own: SplitOffer | None = None  # as others read it; None: to be put together
         self._heard: dict[bytes, _Heard] = {}
         self._authors: dict[bytes, bytes] = {}  # record id -> author
         self._was_full = False
         self._complained = ""
-        self._telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
+        self.telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
         rtts.follow(self._of_use, self._own_changed)
 
     # ------------------------------------------------------------------ life
@@ -132,7 +134,7 @@ class SplitOffers:
         """Begin to measure, and to tell once there is something to tell."""
         if self._is_client:
             return
-        self._telling.start()
+        self.telling.start()
         self._rtts.start()
         self._tasks.spawn(self._keep_measured(), name="measure")
 
@@ -140,7 +142,12 @@ class SplitOffers:
         """Take back what was said, if that is quickly done."""
         await self._tasks.close()
         await self._rtts.stop()
-        await self._telling.stop()
+        await self.telling.stop()
+
+    @property
+    def rpc_version(self) -> tuple[int, int, int]:
+        """Of this node's RPC server; zeros while unknown."""
+        return self._measured.rpc_version if self._measured is not None else NO_RPC_VERSION
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call this after every change of what `nodes` would answer. It must not raise."""
@@ -224,7 +231,7 @@ class SplitOffers:
         if measure:
             self._woken.set()
         self._rtts.look()
-        self._telling.changed(urgent=urgent)
+        self.telling.changed(urgent=urgent)
         self._notify()
 
     # ------------------------------------------------------------------ this machine
@@ -260,7 +267,12 @@ class SplitOffers:
             )
             for content in (*self._wants, *self._works)
         }
-        measured = steady(self._measured, now)
+        # Steady is what would be free without them, so that a split's own start changes nothing of what it was planned with.
+        taken = Counter[str]()
+        for place, count in (pair for both in held.values() for one in both for pair in one):
+            taken[place] += count
+        self._unheld = steady(self._unheld, with_held(now, taken))
+        measured = with_held(self._unheld, taken, -1)
         self._complained = ""
         if measured != self._measured or held != self._held:
             self._measured, self._held = measured, held
@@ -291,7 +303,7 @@ class SplitOffers:
         if author == self._me:
             offer = decode_split_offer(record.payload)
             if offer is None or says_something(offer):
-                self._telling.found(record.payload)
+                self.telling.found(record.payload)
             return False
         before = self._heard.get(author)
         if before is not None and (record.timestamp_ms, record.id) <= (before.timestamp_ms, before.id):
