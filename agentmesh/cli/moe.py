@@ -46,6 +46,13 @@ def moe() -> None:
     Each part is a model of its own: the core and the experts that are used most, and some of the others. Nothing flows between
     nodes; a conversation stays on one. MODEL is a path, or a model's name as
     for 'agentmesh download': of one that is not installed, only the bytes that a part holds are fetched.
+    Nodes that share such a model make their parts by themselves.
+
+    \b
+    Examples:
+      agentmesh moe rank Qwen3-30B-A3B               measure once, where there is most memory
+      agentmesh moe plan Qwen3-30B-A3B --nodes 3     what each of three nodes would hold
+      agentmesh moe split ./model.gguf --node 1      write the first node's part
     """
 
 
