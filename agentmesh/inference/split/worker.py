@@ -161,6 +161,11 @@ class SplitWorker:
             if not self._streams[peer]:
                 del self._streams[peer]
 
+    @property
+    def stream_count(self) -> int:
+        """`job` streams of members that are open, whatever they are for."""
+        return self._streams.total()
+
     def status(self) -> list[WorkStatus]:
         """Every job that is not over."""
         return [_status(job) for job in self._jobs.values()]

@@ -1,0 +1,381 @@
+"""What a worker of splits refuses, what hostile hosts cost it, and where a model's files are from."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from agentmesh.core.errors import AgentMeshError
+from agentmesh.inference.engine.engine import Device, Engine
+from agentmesh.inference.logic.job_wire import MAX_ASK_BYTES, JobAsk, JobSaid, JobState
+from agentmesh.inference.logic.rpc_stream import OpenStatus
+from agentmesh.inference.settings import Lending, Weights
+from agentmesh.inference.split import worker as worker_module
+from agentmesh.inference.split.worker import MAX_JOBS, MAX_STREAMS_PER_PEER, NOT_LENT, MakeServer
+from agentmesh.inference.split.worker_files import FOLDER
+from agentmesh.inference.split.worker_job import WorkState
+from agentmesh.mesh.streams import StreamKind
+from tests.fakes.mesh_nodes import eventually
+from tests.fakes.tiny_gguf import LLAMA, write_tiny
+from tests.fakes.worker_world import LIMIT_S, MB, QUICK, Host, WorkerWorld, ask_for, open_stream, worker_worlds
+
+ENDED, REFUSED, READY = JobState.ENDED, JobState.REFUSED, JobState.READY
+FETCH = Lending(everyone=True, weights=Weights.FETCH)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.gguf")[0]
+
+
+@pytest.fixture
+async def world(tmp_path: Path, real_engine: Engine) -> AsyncIterator[WorkerWorld]:
+    async with worker_worlds(tmp_path, real_engine) as made:
+        yield made
+
+
+class FakeServer:
+    """An RPC server that is none: what the test says of it."""
+
+    def __init__(self, *, dies_at_start: bool = False, stuck: int = 0) -> None:
+        self.port, self.pid, self.confinement = 1, 0, "none"
+        self.used_s = 0.0
+        self.stopped = asyncio.Event()
+        self.stuck = stuck
+        self.dies_at_start = dies_at_start
+        self.broken: Exception | None = None
+
+    async def start(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+    async def ended(self) -> str:
+        await self.stopped.wait()
+        return "It was ended."
+
+    async def stop(self, grace_s: float) -> bool:
+        self.stuck -= 1
+        if self.stuck >= 0:
+            return False
+        self.stopped.set()
+        return True
+
+    def cpu_seconds(self) -> float:
+        self.used_s += 0.1
+        return self.used_s
+
+
+def made(make: Callable[[], FakeServer]) -> MakeServer:
+    def make_server(_engine: Engine, _devices: tuple[str, ...], _number: int) -> FakeServer:
+        return make()
+
+    return make_server
+
+
+async def refusal(world: WorkerWorld, ask: JobAsk) -> JobSaid:
+    host = await world.ask(ask)
+    said = await host.until(REFUSED)
+    await host.at_end()
+    assert world.worker.status() == []
+    return said
+
+
+# ------------------------------------------------------------------ refused
+
+
+async def test_who_may_not_use_it_hears_the_same_whatever_it_asks(world: WorkerWorld, model: Path) -> None:
+    world.begin(lending=Lending(peers=frozenset((world.other.key.public,))))
+    ask = ask_for([model], world.engine)
+    wrong = msgspec.structs.replace(ask, engine_commit="other", content="0" * 32)
+    assert {(await refusal(world, each)).sentence for each in (ask, wrong)} == {NOT_LENT}
+    await world.serving(ask, by=world.other)
+    host = await world.ask(msgspec.structs.replace(ask, term=1))
+    said = await host.until(REFUSED)
+    assert (said.sentence, said.seen_term) == (NOT_LENT, 0)
+
+
+async def test_another_engine_is_refused_with_both_named(world: WorkerWorld, model: Path) -> None:
+    world.begin()
+    ask = msgspec.structs.replace(ask_for([model], world.engine), engine_commit="abcdef0")
+    sentence = (await refusal(world, ask)).sentence
+    assert "abcdef0 (RPC 7.0.0)" in sentence and world.engine.commit[:12] in sentence
+
+
+async def test_another_rpc_version_is_refused_and_an_unknown_one_is_not(world: WorkerWorld, model: Path) -> None:
+    world.begin()
+    ask = ask_for([model], world.engine)
+    sentence = (await refusal(world, msgspec.structs.replace(ask, rpc_version=(8, 1, 0)))).sentence
+    assert "RPC 8.1.0" in sentence and "RPC 7.0.0" in sentence
+    await world.serving(msgspec.structs.replace(ask, rpc_version=(0, 0, 0)))
+
+
+async def test_an_engine_without_an_rpc_server_says_how_to_get_one(world: WorkerWorld, model: Path) -> None:
+    ask = ask_for([model], world.engine)
+    world.engine = replace(world.engine, rpc_server=None)
+    world.begin()
+    assert "agentmesh engine install" in (await refusal(world, ask)).sentence
+
+
+async def test_more_memory_than_is_free_or_a_device_that_is_not_there_is_refused(
+    world: WorkerWorld, model: Path
+) -> None:
+    world.devices = (Device("CUDA0", "a card", 1_000 * MB, 400 * MB),)
+    world.begin()
+    sentences = [
+        (await refusal(world, ask_for([model], world.engine, need=need, device=device))).sentence
+        for device, need in (("", 2_001 * MB), ("CUDA0", 401 * MB), ("CUDA1", 1), ("CUDA0,CUDA0", 1), ("none", 1))
+    ]
+    assert sentences[0] == "The worker has 2.0 GB free of its memory; 2.0 GB are asked for."
+    assert sentences[1] == "The worker has 400 MB free on CUDA0; 401 MB are asked for."
+    assert all("no device" in sentence for sentence in sentences[2:])
+    await world.nothing_left()
+
+
+async def test_what_is_promised_to_one_host_is_not_free_for_another(
+    world: WorkerWorld, model: Path, tmp_path: Path
+) -> None:
+    world.begin()
+    second = write_tiny(tmp_path / "second.gguf", replace(LLAMA, name="second"))[0]
+    host, _ = await world.serving(ask_for([model], world.engine, need=1_500 * MB))
+    other = await world.ask(ask_for([second], world.engine, need=600 * MB))
+    assert "500 MB free" in (await other.until(REFUSED)).sentence
+    # A newer host of the same model is measured against what there is once the older one is gone.
+    await world.serving(ask_for([model], world.engine, term=2, need=1_600 * MB), by=world.other)
+    await host.until(ENDED)
+
+
+async def test_a_newer_host_that_wants_more_than_there_is_does_not_end_the_older_one(
+    world: WorkerWorld, model: Path
+) -> None:
+    world.begin()
+    await world.serving(ask_for([model], world.engine))
+    newer = await world.ask(ask_for([model], world.engine, term=2, need=2_001 * MB), by=world.other)
+    await newer.until(REFUSED)
+    assert [(job.term, job.state) for job in world.worker.status()] == [(1, WorkState.SERVING)]
+
+
+async def test_only_so_many_models_are_served(world: WorkerWorld, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.begin(make_server=made(FakeServer))
+    asks: list[JobAsk] = []
+    for number in range(MAX_JOBS + 1):
+        path = model.with_name(f"{number}.gguf")
+        path.write_bytes(bytes([number]))
+        asks.append(ask_for([path], world.engine))
+    for ask in asks[:MAX_JOBS]:
+        await world.serving(ask)
+    full = await world.ask(asks[MAX_JOBS])
+    assert str(MAX_JOBS) in (await full.until(REFUSED)).sentence
+    monkeypatch.setattr(worker_module, "MAX_FENCES", 1)
+    await world.serving(msgspec.structs.replace(asks[0], term=2))
+    assert len(world.worker.status()) == MAX_JOBS
+
+
+# ------------------------------------------------------------------ hostile hosts
+
+
+async def test_malformed_asks_are_refused_before_anything_is_looked_at(world: WorkerWorld, model: Path) -> None:
+    world.begin()
+    ask = ask_for([model], world.engine)
+    change = msgspec.structs.replace
+    wrong = {
+        "another model": change(ask, content="0" * 32),
+        "a device twice": change(ask, needs=(("", 1), ("", 2))),
+        "no memory": change(ask, needs=(("", 0),)),
+        "another version": change(ask, format=2),
+        "not one that a host can have": change(ask, term=1 << 60),
+    }
+    for sentence, each in wrong.items():
+        assert sentence in (await refusal(world, each)).sentence
+    assert world.told.worked == []
+    # A term that no host can have leaves nothing that would refuse the next.
+    await world.serving(ask)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00\x00\x00\x00",
+        b"\x00\x00\x00\x05hello",
+        b"\xff\xff\xff\xff",
+        (MAX_ASK_BYTES + 1).to_bytes(4, "big") + b"x" * 100,
+        b"\x00\x00\x00\x04\x93\xa3ask",
+        b"\x00\x00\x00\x03\x91\xc1\xc1",
+    ],
+)
+async def test_garbage_ends_its_stream_and_nothing_else(world: WorkerWorld, model: Path, raw: bytes) -> None:
+    world.begin()
+    stream = await open_stream(world.host, world.node, StreamKind.JOB)
+    await stream.write(raw)
+    await stream.end()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while await stream.read(100):
+                pass
+    except AgentMeshError:
+        pass
+    assert world.worker.status() == []
+    await world.serving(ask_for([model], world.engine))
+
+
+async def test_a_host_that_says_nothing_is_left_and_one_that_says_more_than_it_may_loses_its_job(
+    world: WorkerWorld, model: Path
+) -> None:
+    world.begin(limits=replace(QUICK, silence_s=0.3))
+    silent = Host(await open_stream(world.host, world.node, StreamKind.JOB))
+    with pytest.raises(AgentMeshError):
+        await silent.next()
+    ask = ask_for([model], world.engine)
+    host, _ = await world.serving(ask)
+    await host.frames.write_struct(ask)
+    assert "not expected" in (await host.until(ENDED)).sentence
+    await world.nothing_left()
+
+
+async def test_one_member_holds_so_many_streams_only(world: WorkerWorld) -> None:
+    world.begin()
+    streams = [await open_stream(world.host, world.node, StreamKind.JOB) for _ in range(MAX_STREAMS_PER_PEER)]
+    for stream in streams:
+        await stream.write(b"\x00")  # the beginning of a frame that never comes
+    await eventually(lambda: world.worker.stream_count == MAX_STREAMS_PER_PEER)
+    more = await open_stream(world.host, world.node, StreamKind.JOB)
+    with pytest.raises(AgentMeshError):
+        await asyncio.wait_for(more.read(1), LIMIT_S)
+    assert await asyncio.wait_for(_pings(world), LIMIT_S)
+    for stream in streams:
+        stream.abort()
+    await eventually(lambda: world.worker.stream_count == 0)
+
+
+async def _pings(world: WorkerWorld) -> bool:
+    """Another member is not kept out."""
+    host, world.host = world.host, world.other
+    try:
+        return await world.ping() is not None
+    finally:
+        world.host = host
+
+
+async def test_names_that_a_host_says_are_shown_without_what_a_terminal_acts_on(
+    world: WorkerWorld, model: Path
+) -> None:
+    world.begin()
+    ask = msgspec.structs.replace(ask_for([model], world.engine), model="\x1b[31mevil\n" + "x" * 200)
+    await world.serving(ask)
+    [job] = world.worker.status()
+    assert job.model.isprintable() and len(job.model) <= 80
+
+
+# ------------------------------------------------------------------ servers that misbehave
+
+
+async def test_a_server_that_computes_for_long_is_left_alone(world: WorkerWorld, model: Path) -> None:
+    server = FakeServer()
+    world.begin(make_server=made(lambda: server))
+    host, _ = await world.serving(ask_for([model], world.engine))
+    [job] = world.worker.status()
+    assert job.counters is not None
+    job.counters.asked()
+    await eventually(lambda: server.used_s > 2.0)  # twenty looks at it
+    assert job.counters.overdue_s > 2 * QUICK.stall_s
+    await host.until(JobState.BEAT)
+    assert [each.state for each in world.worker.status()] == [WorkState.SERVING]
+
+
+async def test_memory_is_promised_until_the_system_lets_go_of_a_server(world: WorkerWorld, model: Path) -> None:
+    server = FakeServer(stuck=1_000_000)
+    world.begin(make_server=made(lambda: server))
+    host, _ = await world.serving(ask_for([model], world.engine))
+    await host.frames.end()
+    await eventually(lambda: [job.state for job in world.worker.status()] == [WorkState.STUCK])
+    assert world.memory.machine_free_bytes() == world.machine.total - 100 * MB
+    server.stuck = 0
+    await world.nothing_left()
+
+
+async def test_a_server_that_cannot_be_started_is_told_to_the_host(world: WorkerWorld, model: Path) -> None:
+    world.devices = (Device("NOPE", "none", 1_000 * MB, 1_000 * MB),)
+    world.begin()
+    host = await world.ask(ask_for([model], world.engine, device="NOPE"))
+    assert "unknown device: NOPE" in (await host.until(REFUSED)).sentence
+    await host.at_end()
+    await world.nothing_left()
+
+
+async def test_what_nobody_expected_ends_the_job(world: WorkerWorld, model: Path) -> None:
+    server = FakeServer()
+    server.broken = ZeroDivisionError()
+    world.begin(make_server=made(lambda: server))
+    host = await world.ask(ask_for([model], world.engine))
+    assert "nobody expected" in (await host.until(REFUSED)).sentence
+    await world.nothing_left()
+
+
+# ------------------------------------------------------------------ files
+
+
+async def test_lacking_files_are_fetched_from_the_host_and_kept(world: WorkerWorld, tmp_path: Path) -> None:
+    parts = write_tiny(tmp_path / "set.gguf", parts=2)
+    service = await world.give(*parts)
+    world.begin(lending=FETCH)
+    ask = ask_for(parts, world.engine)
+    host, ready = await world.serving(ask)
+    assert ready.same_files
+    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
+    digests = [file.sha256 for file in ask.files]
+    assert (await world.connect(ready.job, digests))[1].same_files
+    await host.give_back()
+    await world.nothing_left()
+    assert not [file for file in psutil.Process().open_files() if FOLDER in file.path]
+    again, ready = await world.serving(msgspec.structs.replace(ask, term=2))
+    assert ready.same_files
+    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
+    await again.give_back()
+
+
+async def test_with_weights_from_the_host_nothing_is_fetched(world: WorkerWorld, model: Path) -> None:
+    service = await world.give(model)
+    world.begin()
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files and service.sent_bytes == 0
+    [job] = world.worker.status()
+    assert "weights come from the host" in job.sentence and not job.same_files
+
+
+async def test_files_that_nobody_gives_come_from_the_host_as_weights(world: WorkerWorld, model: Path) -> None:
+    world.begin(lending=FETCH)
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files
+    assert (await world.connect(ready.job))[1].status is OpenStatus.READY
+
+
+async def test_a_disk_without_room_is_not_begun_to_fill(world: WorkerWorld, model: Path) -> None:
+    service = await world.give(model)
+    world.margin_bytes = 1 << 60
+    world.begin(lending=FETCH)
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files and service.sent_bytes == 0
+    assert "free" in world.worker.status()[0].sentence
+
+
+async def test_a_file_that_changed_on_the_disk_is_not_taken_for_the_hosts(world: WorkerWorld, model: Path) -> None:
+    await world.give(model)
+    world.begin(lending=FETCH)
+    ask = ask_for([model], world.engine)
+    host, _ = await world.serving(ask)
+    await host.give_back()
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    [blob] = [path for path in (world.node.home.root / FOLDER).rglob(digest) if not path.is_symlink()]
+    with blob.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"tampered")
+    _, ready = await world.serving(msgspec.structs.replace(ask, term=2))
+    assert not ready.same_files
