@@ -16,11 +16,18 @@ from agentmesh.core.errors import NotAdmitted, PortClosed, PortInUse, StreamClos
 from agentmesh.core.tasks import TaskSet
 from agentmesh.mesh.admission import Admission
 from agentmesh.mesh.authority import Draft
+from agentmesh.mesh.bulk_idle import IdleLinks
 from agentmesh.mesh.bulk_pool import PeerPool
 from agentmesh.mesh.bulk_server import BULK_KINDS, BulkServer
 from agentmesh.mesh.dialing import DIAL_TIMEOUT_S, dial_first
 from agentmesh.mesh.links import OnStream
-from agentmesh.mesh.logic.bulk_limits import BULK_HEAD_START_MS, BULK_WAIT_MS, POOL_SWEEP_MS
+from agentmesh.mesh.logic.bulk_limits import (
+    BULK_HEAD_START_MS,
+    BULK_WAIT_MS,
+    POOL_IDLE,
+    POOL_IDLE_PER_PEER,
+    POOL_SWEEP_MS,
+)
 from agentmesh.mesh.logic.bulk_paths import BulkPaths, BulkTarget
 from agentmesh.mesh.streams import StreamKind, write_header
 from agentmesh.mesh.tls import TlsTransport
@@ -66,7 +73,8 @@ class BulkStreams:
         self._transport = transport
         self._admission = admission
         self._around = around
-        self._server = BulkServer(admission, services, known_source=around.known_source)
+        self._server = BulkServer(admission, services, known_source=around.known_source, is_out=around.is_out)
+        self._idle = IdleLinks(of_one=POOL_IDLE_PER_PEER, in_all=POOL_IDLE)
         self._paths = BulkPaths()
         self._pools: dict[bytes, PeerPool] = {}
         self._tasks = TaskSet("bulk")
@@ -90,7 +98,7 @@ class BulkStreams:
         """A stream of `kind` to `node`, its header sent: what is written next is the first the service reads.
 
         On the fast path a peer that is gone may be noticed only at the first read. Whoever opens a stream reads it to its end
-        or aborts it: until then its connection stays.
+        or aborts it: until then its connection stays. One that ended both ways leaves its connection to the next stream.
 
         Raises:
             Unreachable: neither way leads there.
@@ -170,7 +178,7 @@ class BulkStreams:
     def _pool(self, node: bytes) -> PeerPool:
         pool = self._pools.get(node)
         if pool is None:
-            pool = self._pools[node] = PeerPool(node, self._paths, self._dial, self._tasks, _now_ms)
+            pool = self._pools[node] = PeerPool(node, self._paths, self._dial, self._tasks, _now_ms, self._idle)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = self._tasks.spawn(self._sweep(), name="sweep")
         return pool

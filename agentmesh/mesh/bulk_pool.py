@@ -1,7 +1,8 @@
 """Ready connections of the fast path to one peer: dialled, admitted, idle, and who waits for one. Knows no QUIC.
 
-How many are kept and when a dial is due is decided in logic/bulk_paths.py; here it is done. State: the idle connections,
-those in use (so that they can be cut), the waiting streams. Owner: the event loop.
+A connection whose stream ended cleanly comes back, for BULK_REUSE_MS. How many are kept and when a dial is due is decided in
+logic/bulk_paths.py; here it is done. State: the connections in use (so that they can be cut), the waiting streams; the idle
+connections are in bulk_idle.py. Owner: the event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Awaitable, Callable
 
 from agentmesh.core.errors import AgentMeshError, PortClosed
 from agentmesh.core.tasks import TaskSet
-from agentmesh.mesh.logic.bulk_limits import POOL_WAITERS
+from agentmesh.mesh.bulk_idle import IdleLinks
+from agentmesh.mesh.logic.bulk_limits import BULK_REUSE_MS, POOL_SPARE_MS, POOL_WAITERS
 from agentmesh.mesh.logic.bulk_paths import BulkPaths, BulkTarget
 from agentmesh.mesh.tls_link import TlsLink
 
@@ -26,14 +28,22 @@ Dial = Callable[[bytes, BulkTarget], Awaitable[TlsLink]]
 class PeerPool:
     """See the module."""
 
-    def __init__(self, node: bytes, paths: BulkPaths, dial: Dial, tasks: TaskSet, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        node: bytes,
+        paths: BulkPaths,
+        dial: Dial,
+        tasks: TaskSet,
+        now_ms: Callable[[], int],
+        idle: IdleLinks,
+    ) -> None:
         self.node = node
         self._paths = paths
         self._dial = dial
         self._tasks = tasks
         self._now_ms = now_ms
         self._target = BulkTarget(())
-        self._idle: list[TlsLink] = []
+        self._idle = idle
         self._in_use: set[TlsLink] = set()
         self._waiters: deque[asyncio.Future[TlsLink | None]] = deque()
         self._dialling = 0
@@ -42,12 +52,12 @@ class PeerPool:
     @property
     def idle(self) -> int:
         """Connections that are ready."""
-        return len(self._idle)
+        return self._idle.count(self.node)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing here to look after."""
-        return not (self._idle or self._in_use or self._waiters or self._dialling)
+        return not (self.idle or self._in_use or self._waiters or self._dialling)
 
     async def take(self, target: BulkTarget, timeout_s: float) -> TlsLink | None:
         """An admitted connection that nothing else uses, or None: then the stream goes another way.
@@ -55,10 +65,10 @@ class PeerPool:
         A dial that is still in progress at the time-out goes on, so that the next stream may find its connection.
         """
         self._target = target
-        while self._idle:
-            link = self._idle.pop()  # the youngest: the least likely to have gone silent
+        while (link := self._idle.take(self.node)) is not None:
             if not link.is_closed:
-                return self._use(link)
+                self._in_use.add(link)
+                return link
         if len(self._waiters) >= POOL_WAITERS or self._closed is not None:
             return None
         waiter: asyncio.Future[TlsLink | None] = asyncio.get_running_loop().create_future()
@@ -83,7 +93,7 @@ class PeerPool:
         if self._closed is not None:
             return
         due = self._paths.dials_due(
-            self.node, self._now_ms(), idle=len(self._idle), dialling=self._dialling, waiting=len(self._waiters)
+            self.node, self._now_ms(), idle=self.idle, dialling=self._dialling, waiting=len(self._waiters)
         )
         for _ in range(due):
             self._dialling += 1
@@ -94,19 +104,19 @@ class PeerPool:
 
     def sweep(self) -> None:
         """Drop what has closed and what is no longer wanted, dial what is."""
-        self._idle = [link for link in self._idle if not link.is_closed]
-        keep = self._paths.keep_ready(self.node, self._now_ms())
-        while len(self._idle) > keep:
-            self._idle.pop(0).close("not needed")
+        now_ms = self._now_ms()
+        keep = self._paths.keep_ready(self.node, now_ms)
+        self._idle.trim(self.node, keep, now_ms - POOL_SPARE_MS)
         if keep:
             self.refill()
 
     def close(self, reason: str) -> None:
         """End everything, streams in progress too; nothing comes back to this pool."""
         self._closed = reason
-        for link in (*self._idle, *self._in_use):
+        while (link := self._idle.take(self.node)) is not None:
             link.cut(reason)
-        self._idle.clear()
+        for link in list(self._in_use):
+            link.cut(reason)
         while self._waiters:
             _give(self._waiters.popleft(), None)
 
@@ -126,33 +136,43 @@ class PeerPool:
         finally:
             self._dialling -= 1
             if link is not None:
+                self._adopt(link)
                 self._ready(link)
             self.refill()
 
+    def _adopt(self, link: TlsLink) -> None:
+        """A connection of this pool, until its socket is closed."""
+        if link.is_gone:
+            return
+        inner = link.on_gone
+        old_ms = self._now_ms() + BULK_REUSE_MS
+
+        def free(link: TlsLink) -> None:
+            if self._now_ms() < old_ms:
+                self._ready(link)
+            else:
+                link.close("old")
+
+        def gone(link: TlsLink) -> None:
+            self._in_use.discard(link)
+            self._idle.remove(link)
+            if inner is not None:
+                inner(link)
+
+        link.on_free, link.on_gone = free, gone
+
     def _ready(self, link: TlsLink) -> None:
+        """A connection can take a stream: for whoever waits longest, or later."""
+        self._in_use.discard(link)
         if self._closed is not None:
             link.cut(self._closed)
             return
         while self._waiters:
             if _give(self._waiters.popleft(), link):
-                self._use(link)
+                if not link.is_gone:
+                    self._in_use.add(link)
                 return
-        self._idle.append(link)
-
-    def _use(self, link: TlsLink) -> TlsLink:
-        """Watch a connection that carries a stream until its socket is closed."""
-        if link.is_gone:
-            return link
-        inner = link.on_gone
-        self._in_use.add(link)
-
-        def gone(link: TlsLink) -> None:
-            self._in_use.discard(link)
-            if inner is not None:
-                inner(link)
-
-        link.on_gone = gone
-        return link
+        self._idle.add(self.node, link, self._now_ms())
 
 
 def _give(waiter: asyncio.Future[TlsLink | None], link: TlsLink | None) -> bool:

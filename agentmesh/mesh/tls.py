@@ -19,7 +19,7 @@ from agentmesh.mesh.datagrams import SocketAddress, source_of, split_address
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.logic.bulk_limits import BULK_ACCEPT_PAUSE_MS, BULK_SHUTDOWN_MS, MAX_BULK_CONNECTIONS
 from agentmesh.mesh.logic.limits import HANDSHAKE_TIMEOUT_MS
-from agentmesh.mesh.tls_context import client_context, proven_node, server_context, speaks_bulk
+from agentmesh.mesh.tls_context import carries_many, client_context, proven_node, server_context, speaks_bulk
 from agentmesh.mesh.tls_door import HandshakeDoor
 from agentmesh.mesh.tls_link import TlsLink
 from agentmesh.mesh.tls_sockets import bind_tcp
@@ -96,6 +96,7 @@ class TlsTransport:
         self._watch(link)
         try:
             is_right = speaks_bulk(link.tls) and proven_node(link.tls) == node
+            link.carries_many = carries_many(link.tls)
         except StreamClosed as error:
             raise Unreachable(f"{address} closed the connection at once.") from error
         if not is_right:
@@ -174,6 +175,8 @@ class TlsTransport:
             self._door.leave(source)
         if link.is_closed or not speaks_bulk(link.tls):
             link.close("another protocol")
+        else:
+            link.carries_many = carries_many(link.tls)
         return link
 
     async def _enter(self, sock: socket.socket, source: str) -> bool:

@@ -19,7 +19,10 @@ from agentmesh.core.errors import HomeError
 from agentmesh.mesh.identity import NodeKey
 from agentmesh.mesh.quic_tls import certified_node, make_certificate
 
-BULK_ALPN: Final = "agentmesh-bulk/1"
+BULK_ALPN: Final = "agentmesh-bulk/2"
+"""Streams of bulk follow each other on a connection."""
+BULK_ALPN_ONCE: Final = "agentmesh-bulk/1"
+"""A connection ends with its one stream of bulk: nodes before that one."""
 
 
 def server_context(key: NodeKey) -> ssl.SSLContext:
@@ -62,11 +65,16 @@ def proven_node(connection: ssl.SSLObject) -> bytes | None:
 
 def speaks_bulk(connection: ssl.SSLObject) -> bool:
     """Whether both sides mean this protocol, in TLS 1.3."""
-    return connection.selected_alpn_protocol() == BULK_ALPN and connection.version() == "TLSv1.3"
+    return connection.selected_alpn_protocol() in (BULK_ALPN, BULK_ALPN_ONCE) and connection.version() == "TLSv1.3"
+
+
+def carries_many(connection: ssl.SSLObject) -> bool:
+    """Whether both sides let streams follow each other on the connection."""
+    return connection.selected_alpn_protocol() == BULK_ALPN
 
 
 def _configure(context: ssl.SSLContext) -> None:
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols([BULK_ALPN])
+    context.set_alpn_protocols([BULK_ALPN, BULK_ALPN_ONCE])  # the server's order decides

@@ -1,4 +1,4 @@
-"""One TLS connection of the fast path, and the streams that follow each other on it (two: the handshake's, one of bulk).
+"""One TLS connection of the fast path, and the streams that follow each other on it: the handshake's, then those of bulk.
 
 See transport.Connection and transport.Stream. The dialling side opens streams, the listening side accepts them. Bytes go
 from the TLS layer into one buffer and from there to the reader in one copy; a full buffer stops reading from the network,
@@ -23,11 +23,12 @@ from agentmesh.mesh.logic.bulk_limits import (
     BULK_SEND_LOW_BYTES,
     BULK_STREAMS_PER_CONNECTION,
 )
-from agentmesh.mesh.tls_sockets import notice_silence
+from agentmesh.mesh.tls_sockets import has_news, notice_silence
 from agentmesh.mesh.wakeup import Wakeup
 
 ABORTED = "The stream was aborted."
 _OVER = "The stream is over."
+_NOT_QUIET = "The connection ended while it was idle."
 
 T = TypeVar("T")
 
@@ -98,7 +99,11 @@ class TlsStream:
 
 
 class TlsLink(asyncio.BufferedProtocol):
-    """See the module. Made before the TLS handshake, usable once it is complete."""
+    """See the module. Made before the TLS handshake, usable once it is complete.
+
+    `carries_many`: both sides let more than one stream of bulk follow each other. `on_free`: called on the dialling side when
+    such a stream has ended cleanly, both ways; whoever sets it gives the connection its next stream or closes it.
+    """
 
     def __init__(self, server_node: bytes, *, dialled: bool) -> None:
         self.incoming = ChunkBuffer()
@@ -107,10 +112,13 @@ class TlsLink(asyncio.BufferedProtocol):
         self.stream: TlsStream | None = None
         self.aborted = False
         self.may_write = True
+        self.carries_many = False
+        self.on_free: Callable[[TlsLink], None] | None = None
         self.on_gone: Callable[[TlsLink], None] | None = None
         self._server_node = server_node
         self._dialled = dialled
         self._streams = 0
+        self._is_idle = False  # on the dialling side: between two streams of bulk
         self._transport: asyncio.Transport | None = None
         self._remote_address = ""
         self._reason: str | None = None
@@ -146,6 +154,12 @@ class TlsLink(asyncio.BufferedProtocol):
         self.check_open()
         if not self._dialled or (self.stream is not None and not self.stream.write_over):
             raise StreamClosed("A connection of the fast path carries one stream at a time.")
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        # Between streams nothing may come but the end; before the first of bulk, the rest of admission does.
+        if sock is None or has_news(sock, ends_only=not self._is_idle):
+            self.cut(_NOT_QUIET)
+            raise StreamClosed(_NOT_QUIET)
+        self._is_idle = False
         return self._next_stream()
 
     async def accept_stream(self) -> TlsStream:
@@ -160,10 +174,11 @@ class TlsLink(asyncio.BufferedProtocol):
         return stream
 
     def _next_stream(self) -> TlsStream:
-        if self._streams >= BULK_STREAMS_PER_CONNECTION:
+        if self._streams >= BULK_STREAMS_PER_CONNECTION and not self.carries_many:
             raise StreamClosed("A connection of the fast path carries one stream of bulk.")
         if self._streams:
             self._guarded(self.incoming.next_stream)
+            self.incoming.shrink()
             self.incoming.may_grow = True  # admission is over: from here on it is known whose bytes they are
             self._read_again()
         self._streams += 1
@@ -214,6 +229,9 @@ class TlsLink(asyncio.BufferedProtocol):
         if self._reason is not None and self.incoming.is_full:
             self.incoming.discard()  # between our close and the far side's
             return
+        if self._is_idle:
+            self.cut(_NOT_QUIET)
+            return
         try:
             self._guarded(lambda: self.incoming.filled(nbytes))
         except ProtocolError:
@@ -235,6 +253,7 @@ class TlsLink(asyncio.BufferedProtocol):
         # comes by (measured: 256 stalled streams opened and aborted four times, 1.3 GB).
         self._transport = None
         self._ended.wake()
+        self.on_free = None
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone(self)
@@ -300,34 +319,50 @@ class TlsLink(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def settle(self) -> None:
-        """The dialling side closes once both directions of its bulk stream are over."""
+        """Once both directions of a bulk stream are over, the dialling side closes or is free for another stream."""
         stream = self.stream
-        is_last = self._dialled and self._streams == BULK_STREAMS_PER_CONNECTION
-        if is_last and stream is not None and stream.read_over and stream.write_over:
+        if not self._dialled or self._streams < BULK_STREAMS_PER_CONNECTION or self._is_idle:
+            return
+        if stream is None or not stream.read_over or not stream.write_over:
+            return
+        if self.on_free is None or not self.carries_many or self._reason is not None or not self.may_write:
             self.close("done")
+        elif len(self.incoming):
+            self.cut("The peer sent something behind its end.")
+        else:
+            self._is_idle = True
+            self.incoming.shrink()
+            self.on_free(self)
 
-    async def linger(self) -> None:
-        """The listening side's last wait: the stream was served, and the far side closes when it has read everything.
+    async def linger(self) -> bool:
+        """The listening side's last wait for a stream that was served; whether another may follow.
 
-        What it still sends is dropped. It has BULK_LINGER_MS for each step that makes progress; once everything is with the
-        kernels, which do not tell of progress, BULK_DRAIN_MS.
+        What the far side still sends is dropped, up to its end where connections are reused, otherwise until it closes,
+        which it does when it has read everything. It has BULK_LINGER_MS for each step that makes progress; once everything is
+        with the kernels, which do not tell of progress, BULK_DRAIN_MS.
         """
         transport = self._transport
         while self._reason is None and transport is not None and self.stream is not None:
             if not self.stream.write_over:
                 self.abort()
-                return
+                return False
             before = transport.get_write_buffer_size()
             try:
                 async with asyncio.timeout((BULK_LINGER_MS if before else BULK_DRAIN_MS) / 1000):
                     while await self.stream.read(BULK_SEND_HIGH_BYTES):
                         pass
+                    if self.carries_many:
+                        while not self.may_write:
+                            await self.room.wait()
+                            self.check_open()
+                        return True
                     await self.wait_closed()
             except TimeoutError:
                 if before == 0 or transport.get_write_buffer_size() >= before:
                     self.abort()
             except (StreamClosed, ProtocolError):
-                return
+                return False
+        return False
 
     async def wait_gone(self) -> None:
         """Until the socket is closed. The TLS layer bounds it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from contextlib import suppress
 from typing import Final
@@ -60,6 +61,20 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 
 def _family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def has_news(sock: socket.socket, *, ends_only: bool = False) -> bool:
+    """Whether bytes (unless `ends_only`), an end or an error wait there that the event loop has not come to yet.
+
+    Also of a socket that is closed. Where the system cannot tell an end from bytes, `ends_only` sees errors alone.
+    """
+    if (descriptor := sock.fileno()) < 0:
+        return True
+    if not hasattr(select, "poll"):  # then the first read tells
+        return False
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0) if ends_only else select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def notice_silence(sock: socket.socket) -> None:

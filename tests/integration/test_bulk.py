@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.core.errors import ProtocolError, StreamClosed
-from agentmesh.mesh import bulk
+from agentmesh.mesh import bulk, bulk_pool
 from agentmesh.mesh.logic.bulk_chunks import LENGTH
 from agentmesh.mesh.logic.bulk_limits import BULK_BUFFER_BYTES, BULK_SEND_HIGH_BYTES, POOL_MIN
 from agentmesh.mesh.streams import StreamKind, write_header
@@ -53,8 +53,12 @@ async def test_an_empty_exchange_ends_cleanly(pair: Pair) -> None:
     assert await client.ask(server, b"") == b""
 
 
-async def test_two_hundred_streams_at_once_each_get_their_own_bytes(pair: Pair) -> None:
+async def test_two_hundred_streams_at_once_each_get_their_own_bytes(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, client = pair
+    monkeypatch.setattr(bulk, "POOL_SWEEP_MS", 50)
+    monkeypatch.setattr(bulk_pool, "POOL_SPARE_MS", 100)
     questions = [number.to_bytes(2, "big") * 3_000 for number in range(200)]
     answers = await asyncio.gather(*(client.ask(server, question) for question in questions))
     assert answers == questions
@@ -69,7 +73,7 @@ async def test_connections_are_ready_before_they_are_needed_and_go_when_they_are
     monkeypatch.setattr(bulk, "POOL_SWEEP_MS", 20)
     monkeypatch.setattr(bulk, "_now_ms", lambda: now[0])
     assert await client.ask(server, b"x") == b"x"
-    await until(lambda: client.bulk.ready(server.public) == POOL_MIN)
+    await until(lambda: client.bulk.ready(server.public) >= POOL_MIN)
     now[0] += 10 * 60_000
     await until(lambda: client.bulk.ready(server.public) == 0)
     await until(lambda: not client.transport._links and not server.transport._links)
@@ -79,7 +83,7 @@ async def test_connections_are_ready_before_they_are_needed_and_go_when_they_are
 async def test_a_ready_connection_that_the_far_side_closed_is_not_used(pair: Pair) -> None:
     server, client = pair
     await client.ask(server, b"x")
-    await until(lambda: client.bulk.ready(server.public) == POOL_MIN)
+    await until(lambda: client.bulk.ready(server.public) >= POOL_MIN)
     for link in list(server.transport._links):
         link.close("tired")
     await until(lambda: all(link.is_closed for link in client.transport._links))

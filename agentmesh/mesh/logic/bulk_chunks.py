@@ -125,6 +125,11 @@ class ChunkBuffer:
             self._skipping = True
             self._skip()
 
+    def shrink(self) -> None:
+        """Nothing comes for now: an idle connection holds little."""
+        if self._start == self._end and len(self._data) > FIRST_BULK_BUFFER_BYTES:
+            self.discard()
+
     def discard(self) -> None:
         """Nobody reads any more."""
         self._data = bytearray(FIRST_BULK_BUFFER_BYTES)

@@ -22,9 +22,17 @@ BULK_SEND_LOW_BYTES: Final = 32 * KIB  # a waiting writer goes on below this
 
 # ------------------------------------------------------------------ connections
 
-BULK_STREAMS_PER_CONNECTION: Final = 2  # the handshake's, then one of bulk; a connection is not used again
+BULK_STREAMS_PER_CONNECTION: Final = (
+    2  # the handshake's, then one of bulk; more only where both sides reuse connections
+)
+BULK_REUSE_MS: Final = (
+    30 * MINUTE_MS
+)  # after its dial a connection is given no more streams: who may be here is asked again
+BULK_SERVE_MS: Final = 2 * BULK_REUSE_MS  # the listening side's bound for the same; longer than the dialler's
 MAX_BULK_CONNECTIONS_PER_PEER: Final = 288  # accepted from one member: 256 streams, and those kept ready
 MAX_BULK_CONNECTIONS: Final = 1_024  # accepted in all, so that file descriptors are left for everything else
+MAX_BULK_IDLE_PER_PEER: Final = 80  # accepted from one member and carrying nothing: more than POOL_IDLE_PER_PEER
+MAX_BULK_IDLE: Final = 512  # accepted and carrying nothing, in all: half of the places are for those that are used
 BULK_IDLE_MS: Final = MINUTE_MS  # a peer that no stream was opened to for this long keeps no connection ready
 # an accepted connection that carries nothing is closed; longer than the dialler's
 BULK_UNUSED_MS: Final = 3 * MINUTE_MS
@@ -41,6 +49,9 @@ TCP_KEEPALIVE_AFTER_MS: Final = 4 * SECOND_MS  # of silence, then every two seco
 
 POOL_MIN: Final = 2  # kept ready to a peer that is in use
 POOL_MAX: Final = 8  # kept ready to a peer that many streams are opened to
+POOL_IDLE_PER_PEER: Final = 64  # kept for reuse to one peer after many streams at once
+POOL_IDLE: Final = 256  # kept idle to all peers together
+POOL_SPARE_MS: Final = 10 * SECOND_MS  # idle for so long, those beyond what is kept ready are closed
 POOL_DIALS: Final = 4  # begun at once to one peer: as many handshakes as it lets one source have
 POOL_WAITERS: Final = 256  # streams that wait for a connection to one peer; more go over QUIC
 POOL_DEMAND_MS: Final = 2 * SECOND_MS  # streams opened within this are the demand that the pool follows
