@@ -156,7 +156,7 @@ async def test_open_leases_every_worker_and_close_leaves_nothing(world: World) -
     assert [each.sentence for each in host.status()] == ["not asked yet"] * 2
     words = await host.open()
     assert words.devices == ("RPC0", "RPC1")
-    assert world.said == ["anna: fetching 40 %"]
+    assert world.said == ["The model's files are being checked.", "anna: fetching 40 %"]
     ask = world.made[BERT].asks[0]
     assert (ask.content, ask.model, ask.term, ask.needs) == (host._job.content, "m", 7, (("", 1002),))  # pyright: ignore
     assert [(file.name, file.size_bytes) for file in ask.files] == [("m.gguf", world.model.stat().st_size)]

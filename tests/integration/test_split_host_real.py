@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 
 from agentmesh.core.units import MIB
 from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.process import EngineProcess
 from agentmesh.inference.logic.split import numbers_for
 from agentmesh.inference.logic.split_values import Place, Share, Split
@@ -172,3 +174,49 @@ async def test_whole_numbers_of_layers_lie_where_they_are_meant(
         await engine.stop()
         await host.close()
         assert placed_layers(here, plan) == list(counts)
+
+
+async def test_llama_server_killed_while_it_answers_comes_again_or_is_told_once(
+    real_engine: Engine, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with hosting(real_engine, tmp_path, 1) as here:
+        ports = listening_ports()
+        _, host, engine = await begin(here, model)
+        wanted = await tokens(engine, 8)
+        answer = asyncio.create_task(tokens(engine, 400))
+        trips = host.status()[0].round_trips
+        await eventually(lambda: host.status()[0].round_trips > trips + 6)
+        pid = engine.status.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(httpx.HTTPError):
+            await answer
+        await eventually(lambda: here.lost != [] or (engine.status.pid not in (None, pid)), 30.0)
+        if not here.lost:
+            await asyncio.wait_for(engine.wait_ready(), READY_S)
+            assert await tokens(engine, 8) == wanted
+        with capsys.disabled():
+            print(f"\nkilled: {here.lost or 'it came again'}")
+        await engine.stop()
+        await host.close()
+        assert len(here.lost) <= 1
+        await nothing_is_left(here, ports)
+
+
+async def test_a_worker_that_gives_less_memory_than_the_layers_take_fails_the_load_and_nothing_is_left(
+    real_engine: Engine, model: Path, tmp_path: Path
+) -> None:
+    async with hosting(real_engine, tmp_path, 1) as here:
+        ports = listening_ports()
+        here.lenders[0].files.hold([model])
+        plan = here.plan(model, SHARE[1])
+        small = replace(plan, shares=(plan.shares[0], replace(plan.shares[1], need_bytes=MIB)))
+        host = await here.host(model, small)
+        engine = here.llama_server(model, await host.open())
+        await engine.start()
+        with pytest.raises(EngineFailed, match="alloc"):
+            await asyncio.wait_for(engine.wait_ready(), READY_S)
+        await engine.stop()
+        await host.close()
+        assert here.lost == []
+        await nothing_is_left(here, ports)

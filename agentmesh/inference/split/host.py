@@ -209,6 +209,7 @@ class SplitHost:
     async def _questions(self) -> Callable[[_Worker], JobAsk]:
         """Open and identify the files; what each worker is asked."""
         job = self._job
+        self._say("The model's files are being checked.")
         self._weights = weights = await WeightFiles.open_parts(job.files, self._parts.identities)
         if content_of(weights.digests) != job.content:
             raise ModelFileUnusable(f"The files of {job.model_id} changed since the plan was made.")
