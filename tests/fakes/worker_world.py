@@ -138,6 +138,7 @@ class WorkerWorld:
         limits: WorkerLimits = QUICK,
         make_server: MakeServer | None = None,
         version: tuple[int, int, int] = (7, 0, 0),
+        device: str | None = None,
     ) -> SplitWorker:
         identities = FileIdentities.of_home(self.node.home)
         files = MeshWorkerFiles(
@@ -157,6 +158,7 @@ class WorkerWorld:
             self.node.home,
             self.lines.append,
             rpc_version=lambda: version,
+            device=device,
             limits=limits,
             threads=1,
             make_server=make_server,

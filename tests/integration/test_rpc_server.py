@@ -197,6 +197,31 @@ async def test_what_it_is_prevented_from_is_told(server: RpcServerProcess) -> No
         assert server.confinement.startswith("none")
 
 
+@pytest.mark.skipif(not LINUX, reason="only Linux confines")
+async def test_a_server_that_does_not_start_confined_runs_without_and_it_is_told(program: Path, tmp_path: Path) -> None:
+    """As a driver that needs what the confinement does not give: its program cannot be read there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    wrapper = home / "rpc-server"
+    wrapper.write_text(f'#!/bin/sh\ncat {home}/needed || exit 3\nexec {program} "$@"\n')
+    wrapper.chmod(0o700)
+    (home / "needed").write_text("")
+    server = RpcServerProcess(
+        wrapper, ("",), folder=tmp_path / "run", log=tmp_path / "rpc.log", threads=1, homes=(home,)
+    )
+    await server.start()
+    try:
+        assert lives(server.pid)
+        assert server.confinement.startswith(
+            "none: confined it does not start" if has_landlock() else "none: this kernel"
+        )
+    finally:
+        await server.stop(0)
+    (home / "needed").unlink()
+    with pytest.raises(EngineFailed, match="status 3"):
+        await RpcServerProcess(wrapper, ("",), folder=tmp_path / "run", log=tmp_path / "rpc.log", homes=(home,)).start()
+
+
 def run_confined(code: str, homes: list[Path], port: int = 1) -> subprocess.CompletedProcess[str]:
     """Python under the wrapper: what happens, as it prints it."""
     python = os.path.realpath(sys.executable)

@@ -139,6 +139,14 @@ async def test_more_memory_than_is_free_or_a_device_that_is_not_there_is_refused
     await world.nothing_left()
 
 
+async def test_a_device_that_the_user_keeps_for_nothing_is_not_lent(world: WorkerWorld, model: Path) -> None:
+    world.devices = tuple(Device(name, "a card", 1_000 * MB, 1_000 * MB) for name in ("CUDA0", "CUDA1"))
+    world.begin(device="cuda1", make_server=made(FakeServer))
+    assert "lends no device 'CUDA0'" in (await refusal(world, ask_for([model], world.engine, device="CUDA0"))).sentence
+    await world.serving(ask_for([model], world.engine, device="CUDA1"))
+    await world.serving(ask_for([model], world.engine, term=2))
+
+
 async def test_what_is_promised_to_one_host_is_not_free_for_another(
     world: WorkerWorld, model: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ class RpcServerProcess:
         self._homes = [Path("~").expanduser(), *homes]
         self._environ = environ
         self._limits = limits
+        self._confined = sys.platform == "linux"
         self._guarded: Guarded | None = None
         self._reason = ""
         self._over = asyncio.Event()
@@ -107,12 +108,16 @@ class RpcServerProcess:
         try:
             prepare_folder(self._folder)
             prepare_folder(self._log_path.parent)
-            for attempt in range(1, STARTS + 1):
-                if await self._start_once():
+            if await self._start_with_ports():
+                return
+            if sys.platform == "linux" and _TAKEN not in self._reason:
+                # A driver that we do not know may need what it was not given. No host has said a word to it yet.
+                why, self._confined = self._reason.splitlines(), False
+                if await self._start_with_ports():
+                    self.confinement = f"{confine.NONE}: confined it does not start"
+                    _log.warning("the RPC server runs without confinement, since with it: %s", " | ".join(why))
                     return
-                if attempt == STARTS or _TAKEN not in self._reason:
-                    raise EngineFailed(self._reason)
-                _log.info("port %d of the RPC server was taken meanwhile", self.port)
+            raise EngineFailed(self._reason)
         except BaseException:
             await self.stop(0.0)
             raise
@@ -125,8 +130,12 @@ class RpcServerProcess:
     async def stop(self, grace_s: float) -> bool:
         """End it: SIGTERM, SIGKILL after the grace. Whether nothing of it is left; False: the kernel does not let go of it."""
         guarded = self._guarded
-        if guarded is None:
-            return True
+        if guarded is not None and not await self._end(guarded, grace_s):
+            return False
+        await self._tasks.close()
+        return True
+
+    async def _end(self, guarded: Guarded, grace_s: float) -> bool:
         if not self._over.is_set():
             guarded.terminate(int(grace_s * 1000))
             try:
@@ -135,7 +144,6 @@ class RpcServerProcess:
             except TimeoutError:
                 _log.error("the RPC server, process %d, does not end", guarded.pid)
                 return False
-        await self._tasks.close()
         return True
 
     def cpu_seconds(self) -> float:
@@ -154,6 +162,16 @@ class RpcServerProcess:
 
     # ------------------------------------------------------------------ one start
 
+    async def _start_with_ports(self) -> bool:
+        """With other ports, where one was taken between its choice and its use."""
+        for _ in range(STARTS):
+            if await self._start_once():
+                return True
+            if _TAKEN not in self._reason:
+                break
+            _log.info("port %d of the RPC server was taken meanwhile", self.port)
+        return False
+
     async def _start_once(self) -> bool:
         """Whether it listens now; else it has ended, and `_reason` says why."""
         self._over = asyncio.Event()
@@ -170,7 +188,8 @@ class RpcServerProcess:
                         return not self._over.is_set()
                     await asyncio.sleep(self._limits.look_s)
         except TimeoutError:
-            await self.stop(0.0)
+            if not await self._end(guarded, 0.0):
+                raise EngineFailed("The RPC server neither listens nor ends.") from None
             self._reason = f"The RPC server did not listen within {self._limits.ready_s:g} s."
         return False
 
@@ -183,7 +202,7 @@ class RpcServerProcess:
 
     async def _read_confinement(self, guarded: Guarded) -> None:
         """Its wrapper said so before the server ran; the guard may not have written it yet."""
-        if sys.platform != "linux":
+        if not self._confined:
             return
         self.confinement = f"{confine.NONE}: it did not say"
         with contextlib.suppress(TimeoutError):
@@ -202,7 +221,7 @@ class RpcServerProcess:
             words += ["-t", str(self._threads)]
         if self._devices:
             words += ["-d", ",".join(self._devices)]
-        if sys.platform != "linux":
+        if not self._confined:
             return words
         homes = [word for home in self._homes for word in ("--home", str(home))]
         return [sys.executable, "-I", "-S", confine.__file__, "--port", str(self.port), *homes, "--", *words]

@@ -107,6 +107,7 @@ class SplitWorker:
         files: where the models' files are from.
         say: told one line when a job begins to serve or has ended.
         rpc_version: of this node's RPC server, as its record says; zeros if unknown.
+        device: where the user lets models run, as in ServeSettings; None: anywhere. The machine's memory is lent in any case.
         threads: of an RPC server's CPU device; None: as it decides.
     """
 
@@ -122,6 +123,7 @@ class SplitWorker:
         say: Callable[[str], None] = lambda _: None,
         *,
         rpc_version: Callable[[], tuple[int, int, int]] = lambda: NO_RPC_VERSION,
+        device: str | None = None,
         limits: WorkerLimits = DEFAULT_LIMITS,
         threads: int | None = None,
         make_server: MakeServer | None = None,
@@ -135,6 +137,7 @@ class SplitWorker:
         self._home = home
         self._say = say
         self._rpc_version = rpc_version
+        self._device = device
         self._limits = limits
         self._threads = threads
         self._make_server = make_server or self._rpc_server
@@ -235,11 +238,18 @@ class SplitWorker:
             ), None
         if wrong := self._other_engine(ask, engine):
             return wrong, None
+        if kept := [device for device, _ in ask.needs if device and not self._may_lend(device)]:
+            return f"The worker lends no device '{shown(kept[0])}'.", None
         contents = self._contents()
         async with self._memory.lock:
             for device, need in ask.needs:
                 await check_room(self._memory, engine, device, need, whole=ask.content in contents)
         return "", engine
+
+    def _may_lend(self, device: str) -> bool:
+        if self._device is None:
+            return True
+        return device.lower() in [name.strip().lower() for name in self._device.split(",")]
 
     def _other_engine(self, ask: JobAsk, engine: Engine) -> str:
         ours, theirs = self._rpc_version(), ask.rpc_version
