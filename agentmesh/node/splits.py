@@ -92,6 +92,7 @@ class NodeSplits:
             home,
             say,
             rpc_version=self._rpc_version,
+            device=settings.device,
         )
         host = HostParts(mesh.open_stream, self._name_of, self._is_near, service.identities, WeightHashes.of_home(home))
         shards = ShardMaker.of_home(home)
