@@ -27,6 +27,7 @@ from agentmesh.inference.logic.job_wire import (
     JobAsk,
     JobSaid,
     JobState,
+    shown,
 )
 from agentmesh.inference.logic.rpc_limits import MAX_JOB_CHARS
 from agentmesh.inference.logic.split_limits import MAX_DEVICES_OF_A_NODE, MAX_TERM
@@ -211,7 +212,7 @@ class HostLease:
         return self._ready is not None and not self._ready.done()
 
     def _on_said(self, said: JobSaid) -> None:
-        sentence = _shown(said.sentence)
+        sentence = shown(said.sentence, MAX_SENTENCE_CHARS).strip()
         if said.state in (JobState.REFUSED, JobState.ENDED):
             self._fail(self._refusal(said, sentence))
         elif said.state is JobState.READY and self._ready is not None and self._is_waiting:
@@ -248,15 +249,11 @@ class HostLease:
             self._on_lost(error.message)
 
 
-def _shown(sentence: str) -> str:
-    """A stranger's words, for a terminal."""
-    return "".join(char if char.isprintable() else " " for char in sentence[:MAX_SENTENCE_CHARS]).strip()
-
-
 def _unusable(said: JobSaid) -> str | None:
     """Why a READY cannot be used."""
     if not 0 < len(said.job) <= MAX_JOB_CHARS:
         return "a job without a usable name."
     if not 0 < len(said.devices) <= MAX_DEVICES_OF_A_NODE or len(set(said.devices)) != len(said.devices):
-        return f"an RPC server with the devices {', '.join(map(repr, said.devices[:MAX_DEVICES_OF_A_NODE]))}."
+        named = ", ".join(f"'{shown(each)}'" for each in said.devices[:MAX_DEVICES_OF_A_NODE])
+        return f"an RPC server with the devices {named or '(none)'}."
     return None
