@@ -162,7 +162,17 @@ def test_a_whole_model_that_failed_lately_comes_after_the_parts() -> None:
 def test_a_whole_model_that_is_back_is_found_out_and_a_second_try_is_no_probe() -> None:
     back = _with(at(9), 0, breaker=_failing(1, reached=False, at_s=0.0))
     assert _choose([at(9), at(1, PART)], back, session=b"s").target == at(9)
+    assert _choose([at(8), at(9), at(1, PART)], back, session=b"s").target == at(9), "though another is in order"
     assert _choose([at(9), at(1, PART), at(2, PART)], back, session=b"s", avoid={at(2).key}).target == at(1, PART)
+
+
+def test_a_part_that_failed_once_keeps_its_sessions_but_is_not_probed_by_a_second_try() -> None:
+    parts = [at(1, PART), at(2, PART), at(3, PART)]
+    first, second, third = in_order_of(b"s", parts)
+    assert _choose(parts, _with(first, 0, breaker=_failing(1)), session=b"s").target == first
+    back = _with(second, 0, breaker=_failing(1, reached=False, at_s=0.0))
+    assert _choose(parts, back, session=b"s", avoid={first.key}).target == third
+    assert _choose(parts, back, session=b"s", out={first.node}).target == second
 
 
 def test_a_request_too_long_for_a_part_goes_where_there_is_context_enough() -> None:

@@ -143,8 +143,10 @@ async def test_a_later_plans_shard_takes_the_place_of_the_earlier_ones_but_not_o
     store = ShardStore.of_home(Home(tmp_path / "home-1"))
     model = read_expert_model(files[0])
     source = source_digest(model.files, FileIdentities.of_home(Home(tmp_path / "home-1")))
-    users = store.make(model, source, ((0, 1), (2, 3)))
-    first = await maker(tmp_path).make(PAIR, ONE, files, "experts")
+    users = store.make(model, source, ((0, 1, 2, 3, 4, 6),) * 2)
+    found = await maker(tmp_path).make(PAIR, ONE, files, "experts")
+    assert found.key == users.key, "the plan's, by chance"
+    first = await maker(tmp_path).make(outcome((ONE, 8), (TWO, 4)), ONE, files, "experts")
     second = await maker(tmp_path).make(outcome((ONE, 5), (TWO, 5)), ONE, files, "experts")
     assert not first.path.parent.exists()
     assert {record.key for record in store.records()} == {users.key, second.key}
