@@ -11,11 +11,14 @@ import pytest
 
 from agentmesh.core.errors import StorageError
 from agentmesh.core.units import MINUTE_MS
+from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.engine.probe import devices_now
 from agentmesh.inference.logic.job_wire import JobPing, JobPong
 from agentmesh.inference.logic.split_offer import MACHINE, WantedModel, WorkedModel
 from agentmesh.inference.logic.split_values import Claim, NodeFacts, Wish
+from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.settings import Lending
-from agentmesh.inference.split.facts import Measured
+from agentmesh.inference.split.facts import Measured, NodeMeasure
 from agentmesh.inference.split.offers import SplitOffers
 from agentmesh.inference.split.rtt import EVERY_S, LOST_AFTER, RoundTrips
 from agentmesh.mesh.logic.kinds import SPLIT
@@ -106,7 +109,7 @@ async def test_each_sees_the_other_as_it_is_with_the_round_trip_between_them(two
     assert (seen.name, seen.may_host, seen.has_rpc, seen.lends(host.key.public)) == ("worker", False, True, True)
     assert seen.free_bytes == worker.offers.nodes(CONTENT)[0].free_bytes <= 8 * GB
     assert worker.offers.wishes(CONTENT) == {host.key.public: Wish(min_peers=1)}
-    assert worker.offers.same_name("BIG", "d" * 32) == ["host"]
+    assert [said.split()[0] for said in worker.offers.same_name("BIG", "d" * 32)] == ["host"]
 
 
 async def test_claims_and_terms_arrive_and_are_taken_back(two: tuple[Says, Says]) -> None:
@@ -190,3 +193,14 @@ async def test_round_trips_to_one_that_is_no_neighbour_are_measured_over_a_strea
     await trips.measure()
     assert [node for node, _ in trips.nearest()] == [worker.key.public]
     assert len(changes) == 1
+
+
+async def test_the_pinned_engine_says_its_rpc_version_without_serving_anybody(real_engine: Engine) -> None:
+    async def engine() -> Engine:
+        return real_engine
+
+    measured = await NodeMeasure(MemoryBook(devices_now), engine, None)()
+    assert measured.rpc_version == (7, 0, 0)
+    assert measured.has_rpc
+    assert measured.engine_commit == real_engine.commit
+    assert 0 < measured.machine_free_bytes <= measured.machine_total_bytes

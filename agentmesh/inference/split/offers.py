@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
@@ -32,10 +31,11 @@ from agentmesh.inference.logic.split_offer import (
     facts_of,
     says_something,
 )
-from agentmesh.inference.logic.split_values import NO_RPC_VERSION, NodeFacts, Wish
+from agentmesh.inference.logic.split_values import NO_RPC_VERSION, NodeFacts, Wish, short_id_text
 from agentmesh.inference.presence import Publish
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady, with_held
+from agentmesh.inference.split.heard import HeardOffers
 from agentmesh.inference.split.telling import Telling
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.kinds import SPLIT
@@ -43,7 +43,6 @@ from agentmesh.mesh.logic.record import Record
 
 _log = logging.getLogger(__name__)
 
-MAX_NODES: Final = 256  # that say something of splits; a plan with 300 takes a quarter of a second
 MAX_REMEMBERED_WORK: Final = 64  # terms of models that were served; a record has room for MAX_WORKED
 MEASURE_EVERY_S: Final = 5.0
 
@@ -65,15 +64,6 @@ class Trips(Protocol):
     def nearest(self) -> tuple[tuple[bytes, float], ...]: ...
 
     async def stop(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """The record of a node that counts; `offer` is None if it says nothing that could be read."""
-
-    id: bytes
-    timestamp_ms: int
-    offer: SplitOffer | None
 
 
 Held = tuple[tuple[str, int], ...]
@@ -121,10 +111,9 @@ class SplitOffers:
         self._unheld: Measured | None = None  # the same, if nothing were held
         self._held: dict[str, tuple[Held, Held]] = {}  # by content, wanted and worked, when that was measured
         self._own: SplitOffer | None = None  # as others read it; None: to be put together
-        self._heard: dict[bytes, _Heard] = {}
-        self._authors: dict[bytes, bytes] = {}  # record id -> author
-        self._was_full = False
+        self._heard = HeardOffers()
         self._complained = ""
+        self._was_tried = False  # to measure this machine
         self.telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
         rtts.follow(self._of_use, self._own_changed)
 
@@ -258,6 +247,9 @@ class SplitOffers:
             if error.message != self._complained:
                 _log.warning("This machine's memory for splits is not known: %s", error.message)
             self._complained = error.message
+            if not self._was_tried:
+                self._was_tried = True
+                self._notify()
             return
         # Nothing was awaited since: what is held now is missing from what was measured.
         held = {
@@ -275,7 +267,7 @@ class SplitOffers:
         measured = with_held(self._unheld, taken, -1)
         self._complained = ""
         if measured != self._measured or held != self._held:
-            self._measured, self._held = measured, held
+            self._measured, self._held, self._was_tried = measured, held, True
             self._own_changed()
 
     # ------------------------------------------------------------------ what others say
@@ -288,50 +280,22 @@ class SplitOffers:
 
     async def on_dropped(self, ids: Sequence[bytes], reason: str) -> None:
         """Records expired, were replaced, or their authors are out."""
-        gone = [self._heard.pop(self._authors.pop(id_)) for id_ in ids if id_ in self._authors]
-        if any(heard.offer is not None for heard in gone):
+        if self._heard.drop(ids):
             self._others_changed()
 
     def on_peer_state(self, node: bytes, state: PeerState) -> None:
         """A peer came or went."""
-        if (heard := self._heard.get(node)) is not None and heard.offer is not None:
+        if self._heard.has(node):
             self._others_changed()
 
     def _hear(self, record: Record) -> bool:
         """Whether anything changed."""
-        author = record.author
-        if author == self._me:
-            offer = decode_split_offer(record.payload)
-            if offer is None or says_something(offer):
-                self.telling.found(record.payload)
-            return False
-        before = self._heard.get(author)
-        if before is not None and (record.timestamp_ms, record.id) <= (before.timestamp_ms, before.id):
-            return False
-        if before is None and not self._has_room():
-            return False
-        if before is not None:
-            del self._authors[before.id]
+        if record.author != self._me:
+            return self._heard.hear(record)
         offer = decode_split_offer(record.payload)
-        if offer is None:
-            _log.debug("What node %s says of splits cannot be read; it takes no part.", author.hex()[:12])
-        elif not says_something(offer):
-            offer = None
-        self._heard[author] = _Heard(record.id, record.timestamp_ms, offer)
-        self._authors[record.id] = author
-        return offer != (before.offer if before is not None else None)
-
-    def _has_room(self) -> bool:
-        """For one node more; who says nothing any more gives way."""
-        if len(self._heard) < MAX_NODES:
-            return True
-        silent = next((node for node, heard in self._heard.items() if heard.offer is None), None)
-        if silent is not None:
-            del self._authors[self._heard.pop(silent).id]
-        elif not self._was_full:
-            _log.warning("So many nodes take part in splits that more are not taken up until some end.")
-            self._was_full = True
-        return silent is not None
+        if offer is None or says_something(offer):
+            self.telling.found(record.payload)
+        return False
 
     def _others_changed(self) -> None:
         self._rtts.look()
@@ -349,9 +313,9 @@ class SplitOffers:
         """Those that are not suspect or dead."""
         states = self._peer_states()
         return [
-            (node, heard.offer)
-            for node, heard in self._heard.items()
-            if heard.offer is not None and states.get(node, PeerState.ALIVE) is PeerState.ALIVE
+            (node, offer)
+            for node, offer in self._heard.offers()
+            if states.get(node, PeerState.ALIVE) is PeerState.ALIVE
         ]
 
     def _of_use(self) -> list[bytes]:
@@ -361,14 +325,15 @@ class SplitOffers:
             node
             for node, offer in self._alive()
             if (wants and (offer.lends_to_all or self._me in offer.lends_to)) or (offer.wants and lending.may_use(node))
-        ][:MAX_NODES]
+        ]
 
     # ------------------------------------------------------------------ questions
 
     def nodes(self, content: str) -> tuple[NodeFacts, ...]:
-        """Every node that says something and is there, this one included if it does, with its claim of this moment."""
+        """Every node that says something and is there, this one included if it does, with its claim of this moment. Before it was
+        measured for the first time it is not: it would plan without its memory, and say what is not true."""
         own: list[NodeFacts] = []
-        if self._lending.is_any or content in self._wants:
+        if self._was_tried and (self._lending.is_any or content in self._wants):
             own = [facts_of(self._own_offer(), self._me, content, is_client=self._is_client)]
         return (*own, *(facts_of(offer, node, content) for node, offer in self._others()))
 
@@ -380,13 +345,16 @@ class SplitOffers:
         return said
 
     def same_name(self, model_id: str, content: str) -> list[str]:
-        """Names of nodes that want another content under this id."""
+        """A sentence for each node that wants another content under this id."""
         wanted = model_id.lower()
-        return sorted(
-            NodeFacts(node, name=offer.name).shown
+        names = sorted(
+            f"{NodeFacts(node, name=offer.name).shown} ({short_id_text(node)})"
             for node, offer in self._others()
             if any(model.id.lower() == wanted and model.content != content for model in offer.wants)
         )
+        return [
+            f"{name} has other files under the name {model_id}; only equal files are split together." for name in names
+        ]
 
 
 def _loop_ms() -> int:

@@ -23,7 +23,6 @@ from agentmesh.inference.logic.split_values import (
     Way,
     Wish,
 )
-from agentmesh.inference.logic.wishes import agreed_wish
 from agentmesh.mesh.identity import encode_id
 from tests.fakes.split_world import GB, a_model, a_node, near, node_id
 
@@ -390,29 +389,7 @@ def test_expert_shards_of_a_model_without_experts_are_refused() -> None:
     assert wait(TWO, Wish(way=Way.EXPERTS)).code is WaitCode.NO_EXPERTS
 
 
-# ------------------------------------------------------------------ wishes and names
-
-
-def test_of_different_wishes_the_smaller_id_decides_each_flag() -> None:
-    wishes = {node_id(2): Wish(min_peers=3), node_id(1): Wish(context_tokens=8192), node_id(3): Wish(min_peers=4)}
-    wish, sentences = agreed_wish(wishes)
-    assert wish == Wish(context_tokens=8192, min_peers=3)
-    assert len(sentences) == 1
-    assert "--min-peers" in sentences[0]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "flag"),
-    [
-        (Wish(way=Way.LAYERS), Wish(way=Way.EXPERTS), "--split"),
-        (Wish(slots=1), Wish(slots=2), "--parallel"),
-        (Wish(host=node_id(1)), Wish(host=node_id(2)), "--host-node"),
-        (Wish(context_tokens=1), Wish(context_tokens=2), "--ctx-size"),
-    ],
-)
-def test_nodes_that_differ_are_told_the_flag_and_whose_word_counts(one: Wish, other: Wish, flag: str) -> None:
-    _, (sentence,) = agreed_wish({node_id(1): one, node_id(2): other})
-    assert sentence == f"Nodes differ about {flag}; what {encode_id(node_id(1))[:8]} says counts."
+# ------------------------------------------------------------------ names
 
 
 def test_a_plan_s_name_does_not_depend_on_its_sentences() -> None:

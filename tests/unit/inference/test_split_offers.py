@@ -10,7 +10,7 @@ from agentmesh.core.units import MINUTE_MS
 from agentmesh.inference.logic.presence_timing import CLOCKS_APART_MS, DEBOUNCE_MS, MIN_SPACING_MS, RETRY_MS
 from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES
 from agentmesh.inference.logic.split_offer import MACHINE, SplitOffer, WantedModel, WorkedModel
-from agentmesh.inference.logic.split_values import Claim, DeviceFacts
+from agentmesh.inference.logic.split_values import NO_RPC_VERSION, Claim, DeviceFacts
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady
 from agentmesh.inference.split.telling import URGENT_MS, URGENT_RETRY_MS, URGENT_SPACING_MS
@@ -34,6 +34,7 @@ async def test_a_client_says_nothing_even_if_it_was_told_to_lend() -> None:
     await world.offers.start()
     world.offers.telling.changed()
     assert await world.tell() is None
+    await world.offers.measure_now()
     assert world.own().is_client
     await world.offers.stop()
 
@@ -46,6 +47,26 @@ async def test_nothing_is_said_before_this_machine_was_measured() -> None:
     offer = await world.tell()
     assert offer is not None
     assert (offer.lends_to_all, offer.name, offer.engine_commit, offer.has_rpc) == (True, "anna", "0c1e570", True)
+
+
+async def test_it_is_no_node_of_a_plan_before_it_was_measured() -> None:
+    world = OffersWorld()
+    world.offers.want(WantedModel(A, "big"))
+    assert world.seen() == []
+    assert world.offers.rpc_version == NO_RPC_VERSION
+    changes = world.changes
+    await world.offers.measure_now()
+    assert (world.seen(), world.changes) == ([ME], changes + 1)
+    assert world.offers.rpc_version == (7, 0, 0)
+
+
+async def test_a_machine_that_cannot_be_measured_is_there_without_an_engine() -> None:
+    world = OffersWorld()
+    world.offers.want(WantedModel(A, "big"))
+    world.engine_fails = True
+    await world.offers.measure_now()
+    assert (world.own().engine_commit, world.own().has_rpc) == ("", False)
+    assert await world.tell() is None
 
 
 async def test_it_lends_to_those_whom_the_user_named() -> None:
@@ -228,7 +249,7 @@ def test_figures_of_devices_hold_by_name() -> None:
     step = FREE_STEP_BYTES
     first = steady(None, Measured((DeviceFacts("CUDA0", 10 * step + 9, 99 * step), DeviceFacts("CUDA1", 5, 9))))
     assert [d.free_bytes for d in first.devices] == [10 * step, 0]
-    swapped = Measured((DeviceFacts("CUDA1", 3 * step, 9 * step), DeviceFacts("CUDA0", 11 * step + 9, 99 * step)))
+    swapped = Measured((DeviceFacts("CUDA1", 3 * step, 99 * step), DeviceFacts("CUDA0", 11 * step + 9, 99 * step)))
     assert [d.free_bytes for d in steady(first, swapped).devices] == [3 * step, 10 * step]
 
 
@@ -241,3 +262,8 @@ async def test_many_served_models_are_remembered_by_their_terms_within_bounds() 
     offer = await world.tell()
     assert offer is not None
     assert [model.content for model in offer.works] == [A, *(f"{n:032}" for n in range(499, 492, -1))]
+
+
+def test_little_memory_is_told_in_smaller_steps() -> None:
+    told = steady(None, Measured(machine_free_bytes=150_000_000, machine_total_bytes=200_000_000))
+    assert 145_000_000 < told.machine_free_bytes <= 150_000_000

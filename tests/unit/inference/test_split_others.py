@@ -8,7 +8,8 @@ from agentmesh.core.units import SECOND_MS
 from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel
 from agentmesh.inference.logic.split_values import Claim, Wish
 from agentmesh.inference.settings import Lending
-from agentmesh.inference.split.offers import MAX_NODES
+from agentmesh.inference.split.heard import MAX_NODES
+from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.events import PeerState
 from tests.fakes.records import record
 from tests.fakes.split_offers import LENDER, ME, OTHER, THIRD, WANTER, A, B, OffersWorld, a_wanting_world
@@ -97,7 +98,9 @@ async def test_wishes_and_names_of_all_who_want_it() -> None:
     await world.hears(THIRD, WANTER)
     assert world.offers.wishes(A) == {ME: Wish(slots=2), THIRD: Wish(min_peers=2)}
     assert world.offers.same_name("Big", A) == []
-    assert world.offers.same_name("Big", B) == ["carl"]
+    assert world.offers.same_name("Big", B) == [
+        f"carl ({encode_id(THIRD)[:8]}) has other files under the name Big; only equal files are split together."
+    ]
 
 
 async def test_its_own_claim_counts_from_the_moment_it_is_made() -> None:
