@@ -152,7 +152,7 @@ class WorkerWorld:
             self.exits,
             self.told,
             self.memory,
-            self._find_engine,
+            self.find_engine,
             files,
             lending or Lending(everyone=True, weights=Weights.STREAM),
             self.node.home,
@@ -217,7 +217,7 @@ class WorkerWorld:
         for service in self._services:
             await service.close()
 
-    async def _find_engine(self) -> Engine:
+    async def find_engine(self) -> Engine:
         return replace(self.engine, devices=self.devices)
 
     async def _devices_now(self, _: Engine) -> tuple[Device, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -20,6 +22,8 @@ from agentmesh.inference.logic.split_offer import WorkedModel
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.rpc.gateway import RpcGateway
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
+from agentmesh.inference.settings import Lending, Weights
+from agentmesh.inference.split.worker_files import FOLDER
 from agentmesh.inference.split.worker_job import WorkState
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
@@ -29,6 +33,7 @@ from tests.fakes.tiny_gguf import write_tiny
 from tests.fakes.worker_world import LIMIT_S, MB, QUICK, Host, WorkerWorld, ask_for, worker_worlds
 
 ENDED, REFUSED, READY = JobState.ENDED, JobState.REFUSED, JobState.READY
+FETCH = Lending(everyone=True, weights=Weights.FETCH)
 MEMORY_OF_DEVICE = build_request(Command.GET_DEVICE_MEMORY, bytes(4))
 
 
@@ -296,3 +301,65 @@ async def test_what_waits_and_leaves_is_not_served(world: WorkerWorld, model: Pa
     await waiting.until(JobState.WAIT)
     waiting.frames.abort()
     await world.nothing_left()
+
+
+# ------------------------------------------------------------------ files
+
+
+async def test_lacking_files_are_fetched_from_the_host_and_kept(world: WorkerWorld, tmp_path: Path) -> None:
+    parts = write_tiny(tmp_path / "set.gguf", parts=2)
+    service = await world.give(*parts)
+    world.begin(lending=FETCH)
+    ask = ask_for(parts, world.engine)
+    host, ready = await world.serving(ask)
+    assert ready.same_files
+    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
+    digests = [file.sha256 for file in ask.files]
+    assert (await world.connect(ready.job, digests))[1].same_files
+    await host.give_back()
+    await world.nothing_left()
+    assert not [file for file in psutil.Process().open_files() if FOLDER in file.path]
+    again, ready = await world.serving(msgspec.structs.replace(ask, term=2))
+    assert ready.same_files
+    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
+    await again.give_back()
+
+
+async def test_with_weights_from_the_host_nothing_is_fetched(world: WorkerWorld, model: Path) -> None:
+    service = await world.give(model)
+    world.begin()
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files and service.sent_bytes == 0
+    [job] = world.worker.status()
+    assert "weights come from the host" in job.sentence and not job.same_files
+
+
+async def test_files_that_nobody_gives_come_from_the_host_as_weights(world: WorkerWorld, model: Path) -> None:
+    world.begin(lending=FETCH)
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files
+    assert (await world.connect(ready.job))[1].status is OpenStatus.READY
+
+
+async def test_a_disk_without_room_is_not_begun_to_fill(world: WorkerWorld, model: Path) -> None:
+    service = await world.give(model)
+    world.margin_bytes = 1 << 60
+    world.begin(lending=FETCH)
+    _, ready = await world.serving(ask_for([model], world.engine))
+    assert not ready.same_files and service.sent_bytes == 0
+    assert "free" in world.worker.status()[0].sentence
+
+
+async def test_a_file_that_changed_on_the_disk_is_not_taken_for_the_hosts(world: WorkerWorld, model: Path) -> None:
+    await world.give(model)
+    world.begin(lending=FETCH)
+    ask = ask_for([model], world.engine)
+    host, _ = await world.serving(ask)
+    await host.give_back()
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    [blob] = [path for path in (world.node.home.root / FOLDER).rglob(digest) if not path.is_symlink()]
+    with blob.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"tampered")
+    _, ready = await world.serving(msgspec.structs.replace(ask, term=2))
+    assert not ready.same_files

@@ -1,26 +1,22 @@
-"""What a worker of splits refuses, what hostile hosts cost it, and where a model's files are from."""
+"""What a worker of splits refuses, and what hostile hosts and servers that misbehave cost it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.engine.engine import Device, Engine
 from agentmesh.inference.logic.job_wire import MAX_ASK_BYTES, JobAsk, JobSaid, JobState
-from agentmesh.inference.logic.rpc_stream import OpenStatus
-from agentmesh.inference.settings import Lending, Weights
+from agentmesh.inference.logic.rpc_wire import Command
+from agentmesh.inference.settings import Lending
 from agentmesh.inference.split import worker as worker_module
 from agentmesh.inference.split.worker import MAX_JOBS, MAX_STREAMS_PER_PEER, NOT_LENT, MakeServer
-from agentmesh.inference.split.worker_files import FOLDER
 from agentmesh.inference.split.worker_job import WorkState
 from agentmesh.mesh.streams import StreamKind
 from tests.fakes.mesh_nodes import eventually
@@ -28,7 +24,6 @@ from tests.fakes.tiny_gguf import LLAMA, write_tiny
 from tests.fakes.worker_world import LIMIT_S, MB, QUICK, Host, WorkerWorld, ask_for, open_stream, worker_worlds
 
 ENDED, REFUSED, READY = JobState.ENDED, JobState.REFUSED, JobState.READY
-FETCH = Lending(everyone=True, weights=Weights.FETCH)
 
 
 @pytest.fixture
@@ -186,6 +181,32 @@ async def test_only_so_many_models_are_served(world: WorkerWorld, model: Path, m
     assert len(world.worker.status()) == MAX_JOBS
 
 
+async def test_a_worker_that_has_to_look_for_long_says_so_meanwhile(world: WorkerWorld, model: Path) -> None:
+    world.begin()
+    async with world.memory.lock:  # somebody measures
+        host = await world.ask(ask_for([model], world.engine))
+        for _ in range(3):
+            said = await host.next()
+            assert said is not None and (said.state, said.sentence) == (JobState.WAIT, "looking at what is free")
+    await host.until(READY)
+
+
+async def test_a_devices_memory_is_promised_until_something_was_computed_there(world: WorkerWorld, model: Path) -> None:
+    """Only then is what the job holds missing from what the device says is free."""
+    world.devices = (Device("CUDA0", "a card", 1_000 * MB, 1_000 * MB),)
+    world.begin(make_server=made(FakeServer))
+    host, _ = await world.serving(ask_for([model], world.engine, need=400 * MB, device="CUDA0"))
+    await host.until(JobState.BEAT)
+    assert (await world.memory.rooms(await world.find_engine(), "CUDA0"))[0].free_bytes == 600 * MB
+    counters = world.worker.status()[0].counters
+    assert counters is not None
+    counters.of(Command.GRAPH_COMPUTE).requests += 1
+    world.devices = (Device("CUDA0", "a card", 1_000 * MB, 610 * MB),)
+    await host.until(JobState.BEAT)
+    await host.until(JobState.BEAT)
+    assert (await world.memory.rooms(await world.find_engine(), "CUDA0"))[0].free_bytes == 610 * MB
+
+
 # ------------------------------------------------------------------ hostile hosts
 
 
@@ -325,65 +346,3 @@ async def test_what_nobody_expected_ends_the_job(world: WorkerWorld, model: Path
     host = await world.ask(ask_for([model], world.engine))
     assert "nobody expected" in (await host.until(REFUSED)).sentence
     await world.nothing_left()
-
-
-# ------------------------------------------------------------------ files
-
-
-async def test_lacking_files_are_fetched_from_the_host_and_kept(world: WorkerWorld, tmp_path: Path) -> None:
-    parts = write_tiny(tmp_path / "set.gguf", parts=2)
-    service = await world.give(*parts)
-    world.begin(lending=FETCH)
-    ask = ask_for(parts, world.engine)
-    host, ready = await world.serving(ask)
-    assert ready.same_files
-    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
-    digests = [file.sha256 for file in ask.files]
-    assert (await world.connect(ready.job, digests))[1].same_files
-    await host.give_back()
-    await world.nothing_left()
-    assert not [file for file in psutil.Process().open_files() if FOLDER in file.path]
-    again, ready = await world.serving(msgspec.structs.replace(ask, term=2))
-    assert ready.same_files
-    assert service.sent_bytes == sum(path.stat().st_size for path in parts)
-    await again.give_back()
-
-
-async def test_with_weights_from_the_host_nothing_is_fetched(world: WorkerWorld, model: Path) -> None:
-    service = await world.give(model)
-    world.begin()
-    _, ready = await world.serving(ask_for([model], world.engine))
-    assert not ready.same_files and service.sent_bytes == 0
-    [job] = world.worker.status()
-    assert "weights come from the host" in job.sentence and not job.same_files
-
-
-async def test_files_that_nobody_gives_come_from_the_host_as_weights(world: WorkerWorld, model: Path) -> None:
-    world.begin(lending=FETCH)
-    _, ready = await world.serving(ask_for([model], world.engine))
-    assert not ready.same_files
-    assert (await world.connect(ready.job))[1].status is OpenStatus.READY
-
-
-async def test_a_disk_without_room_is_not_begun_to_fill(world: WorkerWorld, model: Path) -> None:
-    service = await world.give(model)
-    world.margin_bytes = 1 << 60
-    world.begin(lending=FETCH)
-    _, ready = await world.serving(ask_for([model], world.engine))
-    assert not ready.same_files and service.sent_bytes == 0
-    assert "free" in world.worker.status()[0].sentence
-
-
-async def test_a_file_that_changed_on_the_disk_is_not_taken_for_the_hosts(world: WorkerWorld, model: Path) -> None:
-    await world.give(model)
-    world.begin(lending=FETCH)
-    ask = ask_for([model], world.engine)
-    host, _ = await world.serving(ask)
-    await host.give_back()
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    [blob] = [path for path in (world.node.home.root / FOLDER).rglob(digest) if not path.is_symlink()]
-    with blob.open("r+b") as file:
-        file.seek(-8, os.SEEK_END)
-        file.write(b"tampered")
-    _, ready = await world.serving(msgspec.structs.replace(ask, term=2))
-    assert not ready.same_files

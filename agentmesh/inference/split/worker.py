@@ -193,10 +193,12 @@ class SplitWorker:
             await self._serve_ask(peer, first, frames)
 
     async def _serve_ask(self, peer: bytes, ask: JobAsk, frames: FrameStream) -> None:
-        try:
-            refusal, engine = await self._refusal(peer, ask)
-        except AgentMeshError as error:
-            refusal, engine = error.message, None
+        # Who does not hear for JOB_SILENCE_S gives up, and to ask a cold device takes longer than that.
+        looking = self._tasks.spawn(self._refusal(peer, ask), name="look")
+        while not (await asyncio.wait({looking}, timeout=self._limits.beat_s))[0]:
+            async with asyncio.timeout(self._limits.silence_s):
+                await frames.write_struct(said(JobState.WAIT, "looking at what is free"))
+        refusal, engine = looking.result()
         if refusal or engine is None:
             await self._refuse(frames, refusal)
             return
@@ -229,6 +231,13 @@ class SplitWorker:
         """Why it cannot be, before anything is begun; the engine if it can."""
         if not self._lending.may_use(peer):
             return NOT_LENT, None  # the same words whatever there is here
+        try:
+            return await self._wrong_here(ask)
+        except AgentMeshError as error:
+            return error.message, None
+
+    async def _wrong_here(self, ask: JobAsk) -> tuple[str, Engine | None]:
+        """The same, of what may differ from node to node. Raises: AgentMeshError: that, too, is why not."""
         if wrong := wrong_in(ask):
             return wrong, None
         engine = await self._find_engine()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from agentmesh.core.errors import AgentMeshError
+from agentmesh.core.errors import AgentMeshError, StorageError
 from agentmesh.core.paths import Home
 from agentmesh.inference.blob_index import BlobIndex
 from agentmesh.inference.blob_source import OpenBlobStream, PeerMemory, PeerSource
@@ -29,12 +30,14 @@ from agentmesh.inference.logic.fit import size
 from agentmesh.inference.logic.job_wire import JobFile
 from agentmesh.inference.models.cache import PARTIAL_SUFFIX, HubCache, make_folder, walk
 from agentmesh.inference.models.download import SPACE_MARGIN_BYTES
-from agentmesh.inference.models.errors import NoSpace
+from agentmesh.inference.models.errors import NoPeerHas, NoSpace
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.models.source import WantedFile
 from agentmesh.inference.models.transfer import fetch as fetch_file
 from agentmesh.inference.rpc.weights import WeightFiles
 from agentmesh.inference.threads import in_daemon_thread
+
+_log = logging.getLogger(__name__)
 
 FOLDER: Final = "split-files"
 # Fetched files lie as in the Hugging Face cache, in one repository that no hub has: the same code resumes, checks and places them.
@@ -129,7 +132,7 @@ class MeshWorkerFiles:
     # ------------------------------------------------------------------ from others
 
     async def _fetch(self, missing: Sequence[JobFile], host: bytes, tell: Tell) -> None:
-        """Raises: AgentMeshError: they do not fit on the disk, or nobody gives them."""
+        """Raises: StorageError: they do not fit on the disk. NoPeerHas: nobody gives them."""
         tell("waiting for other files to be fetched" if self._fetching.locked() else "looking for the model's files")
         stop = threading.Event()
         loop = asyncio.get_running_loop()
@@ -151,6 +154,11 @@ class MeshWorkerFiles:
                 await in_daemon_thread(
                     lambda: self._fetch_all(missing, self._sources(loop, host), seen, stop), name="fetch for a host"
                 )
+            except StorageError:
+                raise
+            except AgentMeshError as error:
+                _log.info("files for %s cannot be fetched: %s", host.hex()[:8], error)
+                raise NoPeerHas("No member of the mesh gives the model's files now.") from error
             finally:
                 stop.set()
 

@@ -23,6 +23,7 @@ from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.logic.fit import NO_DEVICE, size
 from agentmesh.inference.logic.job_wire import JOB_BEAT_S, JOB_SILENCE_S, JobAsk, JobSaid, JobState, said, shown
+from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.worker_fence import Job
 from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.rpc.exit import RpcExits, RpcJob
@@ -123,6 +124,7 @@ class WorkerJob:
         self._frames = frames
         self._parts = parts
         self._opened = OpenedFiles(None)
+        self._settled = False
         self._writing = asyncio.Lock()  # what is said is read in the order in which it was true
         self._admitted = asyncio.Event()
         self._ends = asyncio.Event()
@@ -186,6 +188,7 @@ class WorkerJob:
                 return
             sentence = self.sentence
             if self.state is WorkState.SERVING:
+                self._settle_devices()
                 await self._write(said(JobState.BEAT))
             else:
                 minutes = int(loop.time() - self._since_s) // 60
@@ -233,8 +236,7 @@ class WorkerJob:
             on_end=self._on_connection_ended,
         )
         parts.exits.add(job)
-        for device, _ in self.held:
-            parts.memory.settle((self, device), server.pid)
+        parts.memory.settle((self, MACHINE), server.pid)  # what it has not taken yet counts on
         self.state = WorkState.SERVING
         self._say(
             "serving" if job.weights is not None else f"serving; weights come from the host: {self._opened.sentence}"
@@ -253,6 +255,15 @@ class WorkerJob:
                 memory.promise_bytes((self, device), device or None, need)
                 self.held += ((device, need),)
         self._parts.holding(self.held)
+
+    def _settle_devices(self) -> None:
+        """Once something was computed, what is free on the devices shows what the job has taken there."""
+        counts = self.rpc_job.counters.by_name() if self.rpc_job is not None else {}
+        if not self._settled and "graph_compute" in counts:
+            self._settled = True
+            for device, _ in self.held:
+                if device != MACHINE:
+                    self._parts.memory.settle((self, device), None)
 
     def _on_connection_ended(self, why: str | None) -> None:
         """A relayed connection is over; llama-server opens several in a row, so a clean end says nothing."""
