@@ -35,7 +35,7 @@ PINGS: Final = 3  # the smallest counts: the others waited for something
 PING_TIMEOUT_S: Final = 5.0  # of all three; far more than any round trip that is of use
 AGAIN_S: Final = 15.0  # nobody is pinged sooner again, however often others come and go
 AT_ONCE: Final = 4
-LOST_AFTER: Final = 2  # rounds in which it did not answer
+LOST_AFTER: Final = 3  # rounds in which it did not answer; a host that is only busy must not lose its claim
 MAX_PINGED: Final = 32  # nodes in one round; the longest not measured first
 MAX_PONG_BYTES: Final = 64
 
