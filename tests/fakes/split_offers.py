@@ -54,7 +54,7 @@ class OffersWorld:
         self.told: list[tuple[SplitOffer, int]] = []
         self.states: dict[bytes, PeerState] = {}
         self.free_bytes = 8 * GB
-        self.refuse = False
+        self.refuse = self.broken = False
         self.engine_fails = False
         self.trips = FakeTrips()
         self.changes = 0
@@ -79,6 +79,8 @@ class OffersWorld:
     async def publish(self, kind: str, subkey: bytes, payload: bytes, lifetime_ms: int) -> None:
         if self.refuse:
             raise StorageError("The disk is full.")
+        if self.broken:
+            raise RuntimeError("a mistake of ours")
         offer = decode_split_offer(payload)
         assert (kind, subkey) == ("split", b"")
         assert offer is not None

@@ -134,12 +134,16 @@ class Telling:
         if payload == self._last and (payload is None or not self._is_old()):
             return
         said = self._empty if payload is None else payload
-        lifetime = lifetime_ms(self._node_count(), max(len(said), len(self._last or b"")))
+        before = self._last
+        lifetime = lifetime_ms(self._node_count(), max(len(said), len(before or b"")))
+        self._last = payload or before  # one that is cut off by `stop` may be out there all the same
         try:
             await self._publish(SPLIT.name, SUBKEY, said, lifetime)
-        except AgentMeshError as error:
+        except Exception as error:
+            self._last, self._urgent_ms = before, urgent_ms
+            if not isinstance(error, AgentMeshError):
+                raise
             _log.info("what this node says of splits was not told: %s", error)
-            self._urgent_ms = urgent_ms
             self._retry_ms = self._now_ms() + (RETRY_MS if urgent_ms is None else URGENT_RETRY_MS)
             return
         self.has_published = True

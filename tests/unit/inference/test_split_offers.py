@@ -9,13 +9,15 @@ import pytest
 from agentmesh.core.units import MINUTE_MS
 from agentmesh.inference.logic.presence_timing import CLOCKS_APART_MS, DEBOUNCE_MS, MIN_SPACING_MS, RETRY_MS
 from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES
-from agentmesh.inference.logic.split_offer import MACHINE, SplitOffer, WantedModel, WorkedModel
+from agentmesh.inference.logic.split_offer import MACHINE, SplitOffer, WantedModel, WorkedModel, encode_split_offer
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, Claim, DeviceFacts
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady
-from agentmesh.inference.split.telling import URGENT_MS, URGENT_RETRY_MS, URGENT_SPACING_MS
+from agentmesh.inference.split.telling import URGENT_MS, URGENT_RETRY_MS, URGENT_SPACING_MS, Telling
 from tests.fakes.split_offers import ME, OTHER, THIRD, A, B, OffersWorld, a_wanting_world
 from tests.fakes.split_world import GB
+
+NOTHING = encode_split_offer(SplitOffer())
 
 # ------------------------------------------------------------------ what is said
 
@@ -154,6 +156,39 @@ async def test_the_first_word_and_the_last_when_the_node_stops() -> None:
     await world.offers.stop()
     assert world.told[-1][0] == SplitOffer()
     assert len(world.told) == 2
+
+
+async def test_what_was_being_said_when_the_node_stops_is_taken_back() -> None:
+    world = await a_wanting_world()
+    world.told.clear()
+    world.offers.want(WantedModel(A, "big", claim=Claim(1, "d", True)))
+    going, never = asyncio.Event(), asyncio.Event()
+    publish = world.publish
+
+    async def hangs(kind: str, subkey: bytes, payload: bytes, lifetime_ms: int) -> None:
+        await publish(kind, subkey, payload, lifetime_ms)
+        if not going.is_set():
+            going.set()
+            await never.wait()
+
+    telling = Telling(hangs, world.offers._payload, NOTHING, lambda: 3, lambda: world.now_ms)  # pyright: ignore[reportPrivateUsage]
+    telling.start()
+    world.now_ms += DEBOUNCE_MS
+    async with asyncio.timeout(10):
+        await going.wait()
+    await telling.stop()
+    assert [bool(offer.wants) for offer, _ in world.told] == [True, False]
+
+
+async def test_a_publish_that_fails_in_a_way_that_nobody_expected_is_tried_again() -> None:
+    world = await a_wanting_world()
+    world.broken = True
+    world.offers.work(WorkedModel(B, 1))
+    with pytest.raises(RuntimeError):
+        await world.tell()
+    world.broken = False
+    world.offers.telling.changed()
+    assert await world.tell() is not None
 
 
 async def test_a_stop_is_not_held_up_by_a_disk_that_is_full() -> None:
