@@ -61,7 +61,8 @@ class TimedServer(Server):
         answer: dict[str, Any] = await self.complete(body, ANSWER_S)
         timings = answer["timings"]
         return Answer(
-            timings["predicted_per_second"],
+            # Its clock begins when the first one is there.
+            (timings["predicted_n"] - 1) / max(1e-9, timings["predicted_ms"] / 1000),
             timings["predicted_n"],
             answer["content"],
             timings.get("draft_n", 0),
