@@ -167,7 +167,7 @@ def _show_status(report: Mapping[str, Any]) -> None:
     for label, value in facts.items():
         click.echo(f"{label + ':':9} {safe_line(value)}")
     show_models(report)
-    _show_lent(report["lent"], _names(report))
+    _show_lent(report.get("lent", ()), _names(report))
     _show_peers(cast("list[dict[str, Any]]", report["peers"]))
 
 
@@ -203,17 +203,17 @@ def _about_model(model: Mapping[str, Any]) -> Iterable[str]:
     reason = next(iter(model["reason"].splitlines()), "")
     if reason:
         yield reason
-    if model["role"] in ("host", "shard", "alone") and model["plan"]:
+    if model.get("role") in ("host", "shard", "alone") and model.get("plan"):
         yield f"{model['role']}: {model['plan']}"
-    for worker in model["workers"]:
+    for worker in model.get("workers", ()):
         files = "has the files" if worker["has_files"] else "without the files"
         yield (
             f"worker {worker['name']}: {worker['layers']} layers, {worker['share_bytes'] / 1e9:.1f} GB, {files}; "
             f"{worker['round_trips']:,} round trips, {worker['sent_bytes'] / 1e6:.1f} MB sent, "
             f"{worker['received_bytes'] / 1e6:.1f} MB received. {worker['state']}"
         )
-    yield from model["advice"]
-    if model["draft"]:
+    yield from model.get("advice", ())
+    if model.get("draft"):
         yield model["draft"]
 
 
@@ -223,8 +223,7 @@ def _show_lent(parts: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
         host = names.get(part["host"]) or part["host"][:12]
         click.echo(
             safe_line(
-                f"{'lent:':9} {part['held_bytes'] / 1e9:.1f} GB to {host} for {part['model']}: {part['state']}"
-                f"{'. ' + part['reason'] if part['reason'] else ''}"
+                f"{'lent:':9} {part['held_bytes'] / 1e9:.1f} GB to {host} for {part['model']}: {part['reason'] or part['state']}"
             )
         )
 

@@ -314,14 +314,15 @@ class ModelRun:
         return f"{fit.sentence}.{advice} A smaller quantisation needs less; agentmesh unload NAME frees memory."
 
     async def _became_ready(self) -> None:
-        process, fit = _sure(self.process), _sure(self.fit)
+        process = _sure(self.process)
         self._parts.memory.settle(self, process.status.pid)
         try:
             self.says = await self._parts.ask_engine(_sure(process.address))
         except EngineFailed as error:  # it answers health; what it was told to do is believed then
             _log.warning("%s: %s", self.id, error.message)
         says, self._was_ready = self.says, True
-        if says is not None and 0 < says.context_tokens < fit.need.context_tokens:
+        planned = self.fit.need.context_tokens if self.fit is not None else 0
+        if says is not None and 0 < says.context_tokens < planned:
             # llama-server gives a request no more than the model was trained for, whatever was asked for.
             self._parts.say(
                 f"{self.id}: the engine gives {says.context_tokens:,} tokens of context a request, no more."

@@ -99,7 +99,7 @@ class NodeHome:
         It is a `--client` unless models are named.
         """
         assert self.process is None
-        role = () if {"--model", "--gguf"} & {*arguments} else ("--client",)
+        role = () if {"--model", "--gguf", "--rpc-peers"} & {*arguments} else ("--client",)
         command = [*prefix, sys.executable, "-m", "agentmesh", *role, *_any_ports(arguments), *arguments]
         began = time.monotonic()
         with self.stderr_file.open("ab") as errors:

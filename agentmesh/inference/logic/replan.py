@@ -21,6 +21,7 @@ from agentmesh.inference.logic.split_limits import (
     MAX_BACKOFF_MS,
     MAX_DEBOUNCE_MS,
     MAX_TERM,
+    RESTART_MS,
     VOLUNTARY_MS,
 )
 from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, short_id_text
@@ -202,6 +203,8 @@ class Replan:
         if unexpected and not self._was_ready:
             self._failures += 1
         self._release(reason, now_ms)
+        if unexpected and self._was_ready and self._due_ms is not None:  # requests wait for what just worked
+            self._due_ms = min(self._due_ms, now_ms + RESTART_MS)
 
     def _on_time(self, now_ms: int) -> None:
         if self._due_ms is not None and now_ms >= self._due_ms:

@@ -22,6 +22,8 @@ MAX_DEVICES_OF_A_NODE: Final = 16  # ggml's own limit (GGML_RPC_MAX_SERVERS, lla
 MAX_PUBLISHED_RTTS: Final = 64  # the nearest peers
 MAX_PUBLISHED_FILES: Final = 64  # as many as models (presence.MAX_MODELS)
 FREE_STEP_BYTES: Final = 256 * MIB  # smaller changes are not published: each change makes the mesh plan
+FREE_STEPS: Final = 64  # so many make a small memory's whole
+MIN_FREE_STEP_BYTES: Final = 1 * MIB
 
 # ---------------------------------------------------------------- contexts
 
@@ -32,6 +34,7 @@ MIN_SPLIT_CONTEXT_TOKENS: Final = 4 * KIB
 
 DEBOUNCE_MS: Final = 3 * SECOND_MS  # after the last change
 MAX_DEBOUNCE_MS: Final = 15 * SECOND_MS  # after the first, however many follow
+RESTART_MS: Final = 1 * SECOND_MS  # after what was ready has ended unasked: by then it is mostly known who is gone
 CLAIM_WAIT_MS: Final = 1 * SECOND_MS  # a claim's way through the mesh takes some 100 ms
 VOLUNTARY_MS: Final = 60 * SECOND_MS  # a better plan has stood for so long before a running split is changed for it
 BACKOFF_MS: Final = 3 * SECOND_MS  # before a start that failed is tried again; it doubles

@@ -86,7 +86,7 @@ class SplitDriver:
         self._tasks = TaskSet("split")
         self._work: asyncio.Task[str] | None = None
         self._shards = ShardKeeping(me)
-        self.sentence = ""
+        self.sentence = "The mesh is being asked."
         self.is_ready = False
 
     # ------------------------------------------------------------------ what others see

@@ -23,7 +23,7 @@ from agentmesh.inference.engine.limits import PROBE_TIMEOUT_S
 from agentmesh.inference.engine.probe import question_environment
 from agentmesh.inference.engine.run_program import ask
 from agentmesh.inference.logic.election import steady_free_bytes
-from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES, MAX_DEVICES_OF_A_NODE
+from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES, FREE_STEPS, MAX_DEVICES_OF_A_NODE, MIN_FREE_STEP_BYTES
 from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, DeviceFacts
 from agentmesh.inference.memory import MemoryBook
@@ -117,15 +117,17 @@ def steady(published: Measured | None, now: Measured) -> Measured:
     return replace(
         now,
         devices=tuple(
-            DeviceFacts(d.name, _steady(before.get(d.name), d.free_bytes), d.total_bytes, d.bytes_per_s)
+            DeviceFacts(d.name, _steady(before.get(d.name), d.free_bytes, d.total_bytes), d.total_bytes, d.bytes_per_s)
             for d in now.devices
         ),
-        machine_free_bytes=_steady(machine, now.machine_free_bytes),
+        machine_free_bytes=_steady(machine, now.machine_free_bytes, now.machine_total_bytes),
     )
 
 
-def _steady(published: int | None, measured: int) -> int:
-    return steady_free_bytes(published, measured, FREE_STEP_BYTES)
+def _steady(published: int | None, measured: int, total: int) -> int:
+    # Where the user allows a little only (--max-vram), whole steps of a big machine would leave nothing of it.
+    step = max(MIN_FREE_STEP_BYTES, min(FREE_STEP_BYTES, total // FREE_STEPS))
+    return steady_free_bytes(published, measured, step)
 
 
 async def rpc_version_of(program: Path) -> RpcVersion:
