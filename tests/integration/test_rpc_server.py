@@ -18,7 +18,7 @@ import pytest
 from agentmesh.inference.engine import confine, rpc_server
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
-from agentmesh.inference.engine.leftovers import cleanup_leftovers
+from agentmesh.inference.engine.leftovers import cleanup_leftovers, read_record
 from agentmesh.inference.engine.rpc_server import RpcServerProcess
 from tests.fakes.mesh_nodes import eventually
 
@@ -102,11 +102,26 @@ async def test_a_stopped_process_is_ended_too(server: RpcServerProcess) -> None:
     assert not lives(pid)
 
 
-async def test_its_end_is_told_with_the_reason(server: RpcServerProcess) -> None:
+@pytest.mark.skipif(not LINUX, reason="only Linux ends a program with its parent")
+async def test_it_dies_with_its_guard(server: RpcServerProcess, tmp_path: Path) -> None:
+    """Confined it cannot signal anybody; the kernel's own signal at its parent's death reaches it all the same."""
+    await server.start()
+    pid = server.pid
+    [record] = (tmp_path / "run").glob("*.json")
+    found = read_record(record)
+    assert found is not None
+    os.kill(found.guard.pid, signal.SIGKILL)
+    await asyncio.wait_for(server.ended(), 20)
+    assert not lives(pid)
+
+
+async def test_its_end_is_told_with_the_reason(server: RpcServerProcess, tmp_path: Path) -> None:
     await server.start()
     assert server.pid is not None
     os.kill(server.pid, signal.SIGABRT)
-    assert "The RPC server crashed (signal 6)" in await asyncio.wait_for(server.ended(), 20)
+    reason = await asyncio.wait_for(server.ended(), 20)
+    assert reason.startswith("The RPC server crashed (signal 6)")
+    assert str(tmp_path) not in reason  # a host reads it, on another machine
     assert server.pid is None
 
 

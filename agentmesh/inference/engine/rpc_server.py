@@ -30,13 +30,14 @@ from agentmesh.inference.engine.arguments import engine_environment
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.guarded import Guarded
 from agentmesh.inference.engine.log_tail import last_lines
-from agentmesh.inference.logic.engine_end import SHOWN_LINES, end_message
+from agentmesh.inference.logic.engine_end import SHOWN_LINES, explain_end
 from agentmesh.inference.logic.target import EngineAddress
 
 _log = logging.getLogger(__name__)
 
 CPU_DEVICE: Final = "CPU"  # what ggml calls the machine's memory
 STARTS: Final = 3  # with a port that was free a moment before
+MAX_PRINTED_CHARS: Final = 300  # of its last lines
 _TAKEN: Final = "Failed to create server socket"  # ggml-rpc.cpp
 NOT_CONFINED_HERE: Final = f"{confine.NONE}: only Linux can"
 
@@ -85,7 +86,7 @@ class RpcServerProcess:
         self._folder = folder
         self._log_path = log
         self._threads = threads
-        self._homes = [Path("~").expanduser(), *homes]
+        self._homes = [os.path.expanduser("~"), *map(str, homes)]  # noqa: PTH111 - pathlib raises where there is none
         self._environ = environ
         self._limits = limits
         self._confined = sys.platform == "linux"
@@ -103,7 +104,7 @@ class RpcServerProcess:
         """Start it; returns when it listens.
 
         Raises:
-            EngineFailed: it does not come up; the message holds the log's last lines, and nothing of it is left.
+            EngineFailed: it does not come up; the message holds what it printed last, and nothing of it is left.
         """
         try:
             prepare_folder(self._folder)
@@ -112,10 +113,10 @@ class RpcServerProcess:
                 return
             if sys.platform == "linux" and _TAKEN not in self._reason:
                 # A driver that we do not know may need what it was not given. No host has said a word to it yet.
-                why, self._confined = self._reason.splitlines(), False
+                why, self._confined = self._reason, False
                 if await self._start_with_ports():
                     self.confinement = f"{confine.NONE}: confined it does not start"
-                    _log.warning("the RPC server runs without confinement, since with it: %s", " | ".join(why))
+                    _log.warning("the RPC server runs without confinement, since with it: %s", why)
                     return
             raise EngineFailed(self._reason)
         except BaseException:
@@ -197,7 +198,12 @@ class RpcServerProcess:
         """Until it has ended."""
         end = await guarded.ended()
         lines = last_lines(self._log_path, SHOWN_LINES, since_bytes=guarded.log_began_bytes)
-        self._reason = end_message(end, lines, str(self._log_path)).replace("The engine", "The RPC server")
+        lines = [line for line in lines if not line.startswith(confine.SAID)]
+        printed = f" It printed: {' | '.join(lines)[:MAX_PRINTED_CHARS]}" if lines else ""
+        # No path: hosts on other machines read this.
+        self._reason = explain_end(end, lines).replace("The engine", "The RPC server") + printed
+        if not end.asked:
+            _log.warning("%s Its log: %s", self._reason, self._log_path)
         self._over.set()
 
     async def _read_confinement(self, guarded: Guarded) -> None:
@@ -223,7 +229,7 @@ class RpcServerProcess:
             words += ["-d", ",".join(self._devices)]
         if not self._confined:
             return words
-        homes = [word for home in self._homes for word in ("--home", str(home))]
+        homes = [word for home in self._homes for word in ("--home", home)]
         return [sys.executable, "-I", "-S", confine.__file__, "--port", str(self.port), *homes, "--", *words]
 
     def _environment(self) -> dict[str, str]:
