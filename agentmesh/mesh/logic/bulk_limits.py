@@ -31,7 +31,8 @@ BULK_REUSE_MS: Final = (
 BULK_SERVE_MS: Final = 2 * BULK_REUSE_MS  # the listening side's bound for the same; longer than the dialler's
 MAX_BULK_CONNECTIONS_PER_PEER: Final = 288  # accepted from one member: 256 streams, and those kept ready
 MAX_BULK_CONNECTIONS: Final = 1_024  # accepted in all, so that file descriptors are left for everything else
-MAX_BULK_IDLE_PER_PEER: Final = 80  # accepted from one member and carrying nothing: more than POOL_IDLE_PER_PEER
+# of those the ones that carry nothing: all, since a stream may be on its way to each, and closing one would break it
+MAX_BULK_IDLE_PER_PEER: Final = MAX_BULK_CONNECTIONS_PER_PEER
 MAX_BULK_IDLE: Final = 512  # accepted and carrying nothing, in all: half of the places are for those that are used
 BULK_IDLE_MS: Final = MINUTE_MS  # a peer that no stream was opened to for this long keeps no connection ready
 # an accepted connection that carries nothing is closed; longer than the dialler's
