@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from agentmesh.core.errors import InvalidInput
@@ -34,8 +35,20 @@ def split_body(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["no_draft"] and (options["draft"] is not None or options["draft_max"] is not None):
         raise InvalidInput("--no-draft cannot be given together with --draft or --draft-max. Leave one out.")
     if options["no_draft"] or options["draft"] is not None or options["draft_max"] is not None:
-        body["draft"] = {key: options[key] for key in ("draft", "draft_max", "no_draft")}
+        body["draft"] = {
+            "draft": _whole_path(options["draft"]) if options["draft"] is not None else None,
+            "draft_max": options["draft_max"],
+            "no_draft": bool(options["no_draft"]),
+        }
     return body
+
+
+def _whole_path(text: str) -> str:
+    """A file's path made whole: the node's working directory is another one. Names of models stay."""
+    is_file = text.lower().endswith(".gguf") and text.count("/") < 2 and "://" not in text
+    if is_file or text.startswith(("/", "./", "../", "~")):
+        return str(Path(text).expanduser().absolute())
+    return text
 
 
 def parse_tensor_split(text: str | None) -> tuple[float, ...]:

@@ -33,6 +33,8 @@ class ServingNode(Protocol):
 
     async def drop(self, name: str) -> str: ...
 
+    async def look(self) -> None: ...
+
     def status(self) -> list[ModelStatus]: ...
 
     def processes(self) -> list[tuple[str, EngineStatus, EngineAddress | None]]: ...
@@ -181,6 +183,7 @@ def runtime_router(serving: ServingNode) -> APIRouter:
     async def runtime() -> Runtime:
         """The engine and the models of this node."""
         engine = await serving.engine()
+        await serving.look()
         return Runtime(engine=_engine_info(engine) if engine is not None else None, models=_rows(serving))
 
     async def processes() -> Processes:
@@ -189,6 +192,7 @@ def runtime_router(serving: ServingNode) -> APIRouter:
 
     async def models() -> ServedModels:
         """The models of this node."""
+        await serving.look()
         return ServedModels(models=_rows(serving))
 
     async def load(body: LoadBody) -> ServedModelStatus:

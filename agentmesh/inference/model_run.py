@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agentmesh.inference.acceptance import Acceptance, acceptance
 from agentmesh.inference.draft import NO_DRAFT, DraftChoice, fit_with_draft
 from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
@@ -83,6 +84,7 @@ class ModelRun:
         self.files: ModelFiles | None = None
         self.fit: Fit | None = None
         self.draft: DraftChoice = NO_DRAFT
+        self.accepted: Acceptance | None = None  # of what was drafted, when it was last looked
         self.spread: SpreadView | None = None  # while the mesh decides who runs it
         self.engine_gone: asyncio.Future[str] | None = None  # of the engine that was started last: why it ended
         self.says: EngineSays | None = None
@@ -190,7 +192,7 @@ class ModelRun:
             await self.process.stop(grace_s)
             self.process = None
         self._is_holding = False
-        self.says = None
+        self.says = self.accepted = None
         self._parts.memory.release(self)
         self._changed(self)
 
@@ -203,6 +205,11 @@ class ModelRun:
         """How the engine is started that has the whole model, by `fit`."""
         files, fit, engine = _sure(self.files), _sure(self.fit), _sure(self.engine)
         return whole_plan(self.id, files, fit, engine, self._parts.memory, self.draft)
+
+    async def look(self) -> None:
+        """Ask the engine how well the draft does, for status."""
+        if self.draft.path is not None and self.state == ModelState.READY and self.process is not None:
+            self.accepted = await acceptance(_sure(self.process.address))
 
     def set_state(self, state: ModelState, reason: str = "") -> None:
         """Enter a state and tell."""

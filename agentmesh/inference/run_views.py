@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from agentmesh.inference.acceptance import Acceptance
 from agentmesh.inference.draft import DraftChoice
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine_questions import EngineSays
@@ -28,6 +29,7 @@ class Viewed(Protocol):
     files: ModelFiles | None
     fit: Fit | None
     draft: DraftChoice
+    accepted: Acceptance | None
     spread: SpreadView | None
     says: EngineSays | None
     progress: Progress | None
@@ -60,7 +62,7 @@ def status_of(run: Viewed, node: str) -> ModelStatus:
         plan=spread.sentence if spread is not None else "",
         advice=spread.advice if spread is not None else (),
         workers=spread.workers() if spread is not None else (),
-        draft=run.draft.sentence,
+        draft=" ".join(one for one in (run.draft.sentence, run.accepted.sentence if run.accepted else "") if one),
     )
 
 

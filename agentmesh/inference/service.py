@@ -213,6 +213,10 @@ class ModelService:
             self._remembered.forget(one)
         return found
 
+    async def look(self) -> None:
+        """Ask the engines what only they know, before `status`. Bounded by a second; what does not answer stays as it was."""
+        await asyncio.gather(*(run.look() for run in self._runs))
+
     def status(self) -> list[ModelStatus]:
         """Every model of this node, in the order in which they came."""
         node = encode_id(self._node)

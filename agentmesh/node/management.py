@@ -93,6 +93,7 @@ class Management:
 
     async def status(self) -> Status:
         mesh, inference = self._parts.mesh, self._parts.inference
+        await inference.service.look()
         return Status(
             node_id=encode_id(self._parts.key.public),
             name=self._parts.name,

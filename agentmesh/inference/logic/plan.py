@@ -129,7 +129,7 @@ def _shards(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> S
             return Shards(rooms, total, context, wish.slots or 1, Common((reason,)))
     sentence = (
         f"{model.id} ({size(model.facts.weight_bytes)}) does not fit as expert shards: at least two nodes must each hold "
-        f"{size(model.facts.weight_bytes - model.facts.expert_bytes)} and half of the experts, and together all of them. "
+        f"{size(model.facts.weight_bytes - model.facts.expert_bytes)} and half of the experts, and together have room for all of them. "
         "Add a node with more memory, or use a smaller quant."
     )
     return Wait(WaitCode.MEMORY, sentence)

@@ -17,8 +17,8 @@ from agentmesh.inference.logic.split_values import NodeFacts, ShardRoom
 def shard_rooms(
     facts: ModelFacts, nodes: Iterable[NodeFacts], context_tokens: int, slots: int, min_experts: int = 0
 ) -> tuple[ShardRoom, ...] | None:
-    """What each node holds, by node id; those that cannot hold the minimum are left out. None: too few, or not all experts
-    would be somewhere.
+    """What each node holds, by node id; those that cannot hold the minimum are left out. None: too few, or no room for
+    as many experts as there are. (Which ones, moe.py decides: each node gets the most used ones, so some may be on none.)
 
     Args:
         min_experts: of each layer, that a shard needs to be of use; 0: half. Never less than are used for a token.

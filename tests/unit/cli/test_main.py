@@ -114,7 +114,10 @@ def test_the_help_shows_every_command_once_and_by_what_it_is_for(capsys: pytest.
 
 def test_a_typing_mistake_is_answered_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     _, _, err = said(capsys, ["modles"])
-    assert err == "agentmesh: No such command 'modles'. Did you mean one of 'mesh', 'models', 'moe'? Try: agentmesh --help\n"
+    assert (
+        err
+        == "agentmesh: No such command 'modles'. Did you mean one of 'mesh', 'models', 'moe'? Try: agentmesh --help\n"
+    )
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,22 @@ def test_no_draft_beside_a_draft_is_refused() -> None:
         body(no_draft=True, draft="x")
     assert body(no_draft=True) == {"draft": {"draft": None, "draft_max": None, "no_draft": True}}
     assert body(draft="x", draft_max=4) == {"draft": {"draft": "x", "draft_max": 4, "no_draft": False}}
+
+
+def test_a_drafts_file_is_named_whole_since_the_node_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("small.gguf", "./small.gguf"):
+        assert body(draft=text)["draft"]["draft"] == str(tmp_path / "small.gguf")
+    for text in (
+        "0.5b",
+        "org/repo",
+        "org/repo:Q8_0",
+        "org/repo/a/small.gguf",
+        "https://huggingface.co/o/r/blob/main/s.gguf",
+    ):
+        assert body(draft=text)["draft"]["draft"] == text
 
 
 def test_lending() -> None:
