@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,8 @@ from tests.fakes.mesh_nodes import TestNode, eventually
 from tests.fakes.rpc_world import members
 
 MB = 1_000_000
-QUICK = WorkerLimits(beat_s=0.05, silence_s=3.0, stall_s=0.6, grace_s=0.5, tell_s=2.0, stuck_look_s=0.1)
+QUICK = WorkerLimits(beat_s=0.05, silence_s=5.0, grace_s=0.5, tell_s=5.0, stuck_look_s=0.1)
+SOON_STALLED = replace(QUICK, stall_s=0.6)
 LIMIT_S = 30.0  # of anything that is awaited
 _said = msgspec.msgpack.Decoder(JobSaid)
 _pong = msgspec.msgpack.Decoder(JobPong)
@@ -80,6 +81,41 @@ def ask_for(files: Sequence[Path], engine: Engine, *, term: int = 1, need: int =
     )
     content = content_of([file.sha256 for file in described])
     return JobAsk(content, "tiny", term, described, ((device, need),), engine.commit, (7, 0, 0))
+
+
+class FakeServer:
+    """An RPC server that is none. `stuck`: the system does not let go of it; `broken`: raised at its start."""
+
+    def __init__(self, *, stuck: bool = False, broken: Exception | None = None) -> None:
+        self.port, self.pid, self.confinement = 1, 0, "none"
+        self.used_s = 0.0
+        self.stopped = asyncio.Event()
+        self.stuck = stuck
+        self.broken = broken
+
+    async def start(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+    async def ended(self) -> str:
+        await self.stopped.wait()
+        return "It was ended."
+
+    async def stop(self, grace_s: float) -> bool:
+        if not self.stuck:
+            self.stopped.set()
+        return not self.stuck
+
+    def cpu_seconds(self) -> float:
+        self.used_s += 0.1
+        return self.used_s
+
+
+def made(make: Callable[[], FakeServer]) -> MakeServer:
+    def make_server(_engine: Engine, _devices: tuple[str, ...], _number: int) -> FakeServer:
+        return make()
+
+    return make_server
 
 
 class Host:

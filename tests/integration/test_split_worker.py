@@ -30,7 +30,17 @@ from agentmesh.mesh.transport import Stream
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.rpc_world import Program, Server
 from tests.fakes.tiny_gguf import write_tiny
-from tests.fakes.worker_world import LIMIT_S, MB, QUICK, Host, WorkerWorld, ask_for, worker_worlds
+from tests.fakes.worker_world import (
+    LIMIT_S,
+    MB,
+    SOON_STALLED,
+    FakeServer,
+    Host,
+    WorkerWorld,
+    ask_for,
+    made,
+    worker_worlds,
+)
 
 ENDED, REFUSED, READY = JobState.ENDED, JobState.REFUSED, JobState.READY
 FETCH = Lending(everyone=True, weights=Weights.FETCH)
@@ -200,12 +210,12 @@ async def test_the_rpc_servers_death_ends_the_job_and_the_host_is_told(world: Wo
 
 
 async def test_a_server_that_owes_a_reply_and_does_nothing_ends_the_job(world: WorkerWorld, model: Path) -> None:
-    world.begin()
+    world.begin(limits=SOON_STALLED)
     host, ready = await world.serving(ask_for([model], world.engine))
     stream, _ = await world.connect(ready.job)
     pid = pid_of(world)
     os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(3 * QUICK.stall_s)  # nothing is owed yet
+    await asyncio.sleep(3 * SOON_STALLED.stall_s)  # nothing is owed yet
     assert [job.state for job in world.worker.status()] == [WorkState.SERVING]
     await stream.write(MEMORY_OF_DEVICE)
     assert "owed a reply and did nothing for 0.6 s" in (await host.until(ENDED)).sentence
@@ -280,26 +290,31 @@ async def test_a_newer_host_takes_over_and_an_older_one_is_refused(world: Worker
 
 
 async def test_of_two_that_wait_the_newest_is_served(world: WorkerWorld, model: Path) -> None:
-    world.begin()
+    servers = [FakeServer(), stuck := FakeServer(stuck=True)]
+    world.begin(make_server=made(servers.pop))
     first, _ = await world.serving(ask_for([model], world.engine, term=1))
-    os.kill(pid_of(world), signal.SIGSTOP)  # its end takes the grace
     second = await world.ask(ask_for([model], world.engine, term=2), by=world.other)
     await second.until(JobState.WAIT)
     third = await world.ask(ask_for([model], world.engine, term=3))
     said = await second.until(REFUSED)
     assert (said.seen_term, "A newer host" in said.sentence) == (3, True)
-    await third.until(READY)
+    await third.until(JobState.WAIT)
     await first.until(ENDED)
+    stuck.stuck = False
+    await third.until(READY)
+    await first.at_end()
     assert [job.term for job in world.worker.status()] == [3]
 
 
 async def test_what_waits_and_leaves_is_not_served(world: WorkerWorld, model: Path) -> None:
-    world.begin()
+    stuck = FakeServer(stuck=True)
+    world.begin(make_server=made(lambda: stuck))
     await world.serving(ask_for([model], world.engine, term=1))
-    os.kill(pid_of(world), signal.SIGSTOP)
     waiting: Host = await world.ask(ask_for([model], world.engine, term=2), by=world.other)
     await waiting.until(JobState.WAIT)
     waiting.frames.abort()
+    await eventually(lambda: [job.term for job in world.worker.status()] == [1])
+    stuck.stuck = False
     await world.nothing_left()
 
 

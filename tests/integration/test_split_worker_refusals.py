@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,23 @@ from agentmesh.inference.logic.job_wire import MAX_ASK_BYTES, JobAsk, JobSaid, J
 from agentmesh.inference.logic.rpc_wire import Command
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split import worker as worker_module
-from agentmesh.inference.split.worker import MAX_JOBS, MAX_STREAMS_PER_PEER, NOT_LENT, MakeServer
+from agentmesh.inference.split.worker import MAX_JOBS, MAX_STREAMS_PER_PEER, NOT_LENT
 from agentmesh.inference.split.worker_job import WorkState
 from agentmesh.mesh.streams import StreamKind
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
-from tests.fakes.worker_world import LIMIT_S, MB, QUICK, Host, WorkerWorld, ask_for, open_stream, worker_worlds
+from tests.fakes.worker_world import (
+    LIMIT_S,
+    MB,
+    QUICK,
+    FakeServer,
+    Host,
+    WorkerWorld,
+    ask_for,
+    made,
+    open_stream,
+    worker_worlds,
+)
 
 ENDED, REFUSED, READY = JobState.ENDED, JobState.REFUSED, JobState.READY
 
@@ -35,44 +46,6 @@ def model(tmp_path: Path) -> Path:
 async def world(tmp_path: Path, real_engine: Engine) -> AsyncIterator[WorkerWorld]:
     async with worker_worlds(tmp_path, real_engine) as made:
         yield made
-
-
-class FakeServer:
-    """An RPC server that is none: what the test says of it."""
-
-    def __init__(self, *, dies_at_start: bool = False, stuck: int = 0) -> None:
-        self.port, self.pid, self.confinement = 1, 0, "none"
-        self.used_s = 0.0
-        self.stopped = asyncio.Event()
-        self.stuck = stuck
-        self.dies_at_start = dies_at_start
-        self.broken: Exception | None = None
-
-    async def start(self) -> None:
-        if self.broken is not None:
-            raise self.broken
-
-    async def ended(self) -> str:
-        await self.stopped.wait()
-        return "It was ended."
-
-    async def stop(self, grace_s: float) -> bool:
-        self.stuck -= 1
-        if self.stuck >= 0:
-            return False
-        self.stopped.set()
-        return True
-
-    def cpu_seconds(self) -> float:
-        self.used_s += 0.1
-        return self.used_s
-
-
-def made(make: Callable[[], FakeServer]) -> MakeServer:
-    def make_server(_engine: Engine, _devices: tuple[str, ...], _number: int) -> FakeServer:
-        return make()
-
-    return make_server
 
 
 async def refusal(world: WorkerWorld, ask: JobAsk) -> JobSaid:
@@ -308,25 +281,25 @@ async def test_names_that_a_host_says_are_shown_without_what_a_terminal_acts_on(
 
 async def test_a_server_that_computes_for_long_is_left_alone(world: WorkerWorld, model: Path) -> None:
     server = FakeServer()
-    world.begin(make_server=made(lambda: server))
+    world.begin(make_server=made(lambda: server), limits=SOON_STALLED)
     host, _ = await world.serving(ask_for([model], world.engine))
     [job] = world.worker.status()
     assert job.counters is not None
     job.counters.asked()
     await eventually(lambda: server.used_s > 2.0)  # twenty looks at it
-    assert job.counters.overdue_s > 2 * QUICK.stall_s
+    assert job.counters.overdue_s > 2 * SOON_STALLED.stall_s
     await host.until(JobState.BEAT)
     assert [each.state for each in world.worker.status()] == [WorkState.SERVING]
 
 
 async def test_memory_is_promised_until_the_system_lets_go_of_a_server(world: WorkerWorld, model: Path) -> None:
-    server = FakeServer(stuck=1_000_000)
+    server = FakeServer(stuck=True)
     world.begin(make_server=made(lambda: server))
     host, _ = await world.serving(ask_for([model], world.engine))
     await host.frames.end()
     await eventually(lambda: [job.state for job in world.worker.status()] == [WorkState.STUCK])
     assert world.memory.machine_free_bytes() == world.machine.total - 100 * MB
-    server.stuck = 0
+    server.stuck = False
     await world.nothing_left()
 
 
@@ -340,8 +313,7 @@ async def test_a_server_that_cannot_be_started_is_told_to_the_host(world: Worker
 
 
 async def test_what_nobody_expected_ends_the_job(world: WorkerWorld, model: Path) -> None:
-    server = FakeServer()
-    server.broken = ZeroDivisionError()
+    server = FakeServer(broken=ZeroDivisionError())
     world.begin(make_server=made(lambda: server))
     host = await world.ask(ask_for([model], world.engine))
     assert "nobody expected" in (await host.until(REFUSED)).sentence
