@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.models.gguf import read_header
@@ -17,6 +19,7 @@ from agentmesh.inference.rpc.gateway import RpcGateway
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from tests.fakes.mesh_nodes import TestNode, eventually
 from tests.fakes.rpc_world import Carried, Program, Server, WorkerNode, is_listening, members, rpc_server
+from tests.fakes.split_models import BYTE_TOKENS
 
 JOB = "split"
 # Weights in a plain CPU buffer are computed with other kernels than repacked ones, which sum in another order: Q4_0 then differs in the
@@ -27,6 +30,8 @@ OUTPUT_ON_HOST = ("-ot", r"^(output|token_embd)\.weight$=CPU")
 ALL_ON_WORKERS = ("-ngl", "99")
 ANSWER_S = 180.0
 SAMPLE_BYTES = 32
+# The special tokens, and bytes that begin or go on with a character of several: llama-server tells no likelihoods of half a character.
+NOT_TEXT = (*range(BYTE_TOKENS - 256), *range(BYTE_TOKENS - 128, BYTE_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ async def say(server: Server, prompt: Sequence[int], count: int = 32) -> Said:
         "temperature": 0,
         "n_probs": 5,
         "ignore_eos": True,
+        "logit_bias": [[token, False] for token in NOT_TEXT],
         "return_tokens": True,
         "cache_prompt": False,
     }
@@ -92,9 +98,14 @@ class Worker:
         job = RpcJob(JOB, self.port, lambda _: True, self.weights, on_end=self.ends.append)
         self.member.exits.add(job)
 
-    async def hold(self, files: Sequence[Path]) -> None:
-        """Take copies of these files as the model, and lend the RPC server with them."""
-        self.files = [Path(shutil.copy(file, self.folder)) for file in files]
+    async def hold(self, files: Sequence[Path], *, link: bool = False) -> None:
+        """Take copies of these files as the model (or links to them, where they are large), and lend the RPC server with them."""
+        self.files = [self.folder / file.name for file in files]
+        for file, own in zip(files, self.files, strict=True):
+            if link:
+                own.hardlink_to(file)
+            else:
+                shutil.copyfile(file, own)
         await self.open()
 
     async def open(self) -> None:
@@ -136,11 +147,11 @@ class Split:
         self.weights: WeightFiles | None = None
         self._started = 0
 
-    async def hold(self, files: Sequence[Path]) -> None:
+    async def hold(self, files: Sequence[Path], *, link: bool = False) -> None:
         """Host and workers have the same files; the host's are these."""
         await self.host_holds(files[0])
         for worker in self.workers:
-            await worker.hold(files)
+            await worker.hold(files, link=link)
 
     async def host_holds(self, first: Path) -> None:
         """What the gateways of the next llama-server go by."""
@@ -241,3 +252,16 @@ def samples(file: Path) -> list[bytes]:
             last = tensor.size_bytes - SAMPLE_BYTES
             found += [at(tensor.offset + position) for position in (0, last // 2, last)]
     return found
+
+
+def found(data: bytes | bytearray, wanted: Iterable[bytes]) -> set[bytes]:
+    """Which of these samples are in the data, anywhere: a pass over it, where `in` would take one for each."""
+    every = set(wanted)
+    begins = np.zeros(1 << 16, dtype=np.bool_)
+    begins[[int.from_bytes(sample[:2], "little") for sample in every]] = True
+    view, hits = memoryview(data), set[bytes]()
+    for shift in (0, 1):
+        pairs = np.frombuffer(view[shift : shift + (len(data) - shift) // 2 * 2], dtype="<u2")
+        places = np.flatnonzero(begins[pairs]) * 2 + shift
+        hits.update(each for at in places.tolist() if (each := bytes(view[at : at + SAMPLE_BYTES])) in every)
+    return hits

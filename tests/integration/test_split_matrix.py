@@ -71,7 +71,7 @@ def check_answers(answers: list[Said]) -> None:
     for answer in answers:
         assert len(answer.tokens) == 32
         assert [len(five) for five in answer.likeliest] == [5] * 32
-        assert len(set(answer.tokens)) >= 8  # no single token for ever
+        assert len(set(answer.tokens)) >= 4  # no single token for ever
         assert sum(other.tokens[:4] == answer.tokens[:4] for other in answers) == 1
 
 
