@@ -25,6 +25,7 @@ from tests.fakes.worker_world import (
     LIMIT_S,
     MB,
     QUICK,
+    SOON_STALLED,
     FakeServer,
     Host,
     WorkerWorld,
