@@ -106,7 +106,7 @@ async def test_parts_in_the_hubs_cache_are_found_by_content_without_a_question(w
     assert opened.weights.digests == tuple(described(part).sha256 for part in parts)
     opened.weights.close()
     assert world.asked == []
-    assert world.told == ["checking the model's files"]
+    assert world.told == ["checking the model's files: 1 of 2", "checking the model's files: 2 of 2"]
 
 
 async def test_served_files_count_once_their_content_is_known(world: World, models: Callable[[str], Path]) -> None:

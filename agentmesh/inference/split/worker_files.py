@@ -103,7 +103,9 @@ class MeshWorkerFiles:
             found = [path for path in paths if path is not None]
             if len(found) < len(files):
                 return OpenedFiles(None, "This node has not got the model's files.")
-            tell("checking the model's files")
+            for number, path in enumerate(found, 1):
+                tell(f"checking the model's files: {number} of {len(found)}")
+                await self._identities.identify(path)
             weights = await WeightFiles.open_parts(found, self._identities)
         except (AgentMeshError, OSError) as error:
             return OpenedFiles(None, str(error))
@@ -143,7 +145,7 @@ class MeshWorkerFiles:
             nonlocal told
             if stop.is_set():
                 raise _Stopped
-            text = f"fetching the model's files: {100 * done // max(whole, 1)} % of {size(whole)}"
+            text = f"fetching the model's files: {size(done)} of {size(whole)}"
             if text != told:
                 told = text
                 with contextlib.suppress(RuntimeError):  # the loop has ended
