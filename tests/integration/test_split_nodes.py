@@ -98,23 +98,24 @@ def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(world: SplitN
 
 
 def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(world: SplitNodes, alone: str) -> None:
-    first = world.start("first", memory="0.21")  # the larger one hosts
-    second = world.start("second")
+    first = world.start("first", memory="0.2")  # the larger one hosts
+    second = world.start("second", memory="0.19")
     wait_state(first, "ready")
     second.kill()
-    told = wait_state(first, "waiting")
-    assert "does not fit" in told["reason"]
+    wait_for(lambda: "does not fit" in model_of(first)["reason"], PLANNED_S, "the node to say what is missing")
+    assert model_of(first)["state"] == "waiting"
     assert not rpc_servers(first)
-    world.start("second", home=second)
+    world.start("second", memory="0.19", home=second)
     wait_state(first, "ready")
     assert complete(first) == alone
 
 
 def test_a_host_that_dies_is_followed_by_another_as_soon_as_there_is_enough(world: SplitNodes, alone: str) -> None:
-    first = world.start("first", memory="0.21")
-    second = world.start("second")
-    third = world.start("third", memory="0.19")
+    first = world.start("first", memory="0.2")
+    second = world.start("second", memory="0.19")
+    third = world.start("third", memory="0.18")
     wait_state(first, "ready")
+    wait_for(lambda: answers(third), 30, "an answer")
     assert complete(third) == alone
     first.kill()
     wait_state(second, "ready")

@@ -185,7 +185,7 @@ class HostLease:
                     return
             self._fail(WorkerLost(f"The worker {self._name} ended the lease."))
         except AgentMeshError as error:
-            self._fail(WorkerLost(f"The lease of the worker {self._name} broke: {error.message}"))
+            self._fail(WorkerLost(f"The worker {self._name} is gone: {error.message}"))
 
     async def _watch(self) -> None:
         """Silence is counted in steps, not by the clock: what came while this machine slept is read before it counts again."""

@@ -157,7 +157,7 @@ async def test_bytes_that_are_no_word_are_a_loss(body: bytes) -> None:
         await frames.read_frame()
 
     async with told(Scripted(garbage)) as here:
-        await here.fails(WorkerLost, "The lease of the worker anna broke")
+        await here.fails(WorkerLost, "The worker anna is gone")
 
 
 async def test_one_that_never_says_anything_is_given_up() -> None:
