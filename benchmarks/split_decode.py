@@ -1,14 +1,13 @@
 """Tokens a second of a model that is split over 2 and 3 hosts: through the relay and over raw TCP RPC in turn, with a delay between hosts.
 
-    python benchmarks/split_decode.py [--bin-dir DIR] [--quick] [--rounds 5] [--tokens 12]
+    python benchmarks/split_decode.py [--bin-dir DIR] [--quick] [--direct] [--rounds 5] [--tokens 12]
 
 The hosts are network namespaces on this machine, and a router between them adds the delay and counts what crosses (tests/fakes/delay_line.py):
 needs root. Only the first row is without it: hosts are then processes on loopback. The model is generated: 730 MB in 12 layers (--quick: 245 MB
 in 4), half of them on the worker, or two thirds on two workers; the output stays on the host. One thread computes, whichever host it is on.
 The draft is generated too, and foretells the text but for a known share of tokens; it runs on the host.
 
-Speeds are the best of the rounds. "Direct" is an estimate of activations that go from worker to worker, three ways along the line instead of
-four: it is measured at 3/4 of the delay.
+Speeds are the best of the rounds. --direct measures a trial instead, in which activations go from worker to worker (split_direct.py).
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from agentmesh.inference.engine.draft_arguments import draft_arguments  # noqa: E402
 from agentmesh.inference.rpc.gateway import RpcGateway  # noqa: E402
+from benchmarks.split_direct import Activations, use_on_host  # noqa: E402
 from benchmarks.split_hosts import Answer, Hosts, TimedServer, find_engine, split_arguments, split_hosts  # noqa: E402
 from benchmarks.split_model import DRAFT, QUICK, TARGET, Table, write_model  # noqa: E402
 from tests.fakes.delay_line import DelayLine, can_make_lines  # noqa: E402
@@ -201,12 +201,6 @@ async def over_line(hosts: Hosts, line: DelayLine, setting: Setting, rtts_ms: Se
                 figures = await pair.measure()
                 name = f"{workers + 1} nodes, {rtt_ms:g} ms"
                 print(_row(name, rtt_ms, workers, figures), flush=True)
-            if workers == 2:
-                line.shape(rtt_ms=rtts_ms[-1] * 3 / 4)
-                figures = await pair.measure()
-                print(
-                    _row(f"3 nodes, {rtts_ms[-1]:g} ms, direct (estimate)", rtts_ms[-1] * 3 / 4, 2, figures), flush=True
-                )
 
 
 async def drafts(hosts: Hosts, line: DelayLine, setting: Setting, folder: Path) -> None:
@@ -238,6 +232,14 @@ async def run(chosen: argparse.Namespace, line: DelayLine | None, folder: Path) 
         async with split_hosts(engine, model, 1) as hosts, Pair(hosts, 1, setting, None) as pair:
             print(_row("2 nodes, loopback", 0, 1, await pair.measure()), flush=True)
         return
+    if chosen.direct:
+        use_on_host()
+        async with split_hosts(engine, model, 2, line, direct=True) as hosts, Pair(hosts, 2, setting, line) as pair:
+            for rtt_ms in RTTS_MS[::3]:
+                line.shape(rtt_ms=rtt_ms)
+                print(_row(f"3 nodes, {rtt_ms:g} ms, direct", rtt_ms, 2, await pair.measure()), flush=True)
+            print(f"{Activations.direct} activations went from worker to worker")
+        return
     async with split_hosts(engine, model, 2, line) as hosts:
         await over_line(hosts, line, setting, RTTS_MS[:: 3 if chosen.quick else 1])
         await drafts(hosts, line, setting, folder)
@@ -252,11 +254,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin-dir", type=Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--direct", action="store_true", help="only the trial of split_direct.py, beside raw RPC")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=12)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="split-decode-") as name:
-        _run(chosen, None, Path(name))
+        if not chosen.direct:
+            _run(chosen, None, Path(name))
         if not can_make_lines():
             print("The rows with a delay need root, iproute2 and /dev/net/tun.")
             return

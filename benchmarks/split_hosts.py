@@ -143,7 +143,9 @@ class Hosts:
 
 
 @asynccontextmanager
-async def split_hosts(engine: Engine, model: Path, count: int, line: DelayLine | None = None) -> AsyncGenerator[Hosts]:
+async def split_hosts(
+    engine: Engine, model: Path, count: int, line: DelayLine | None = None, *, direct: bool = False
+) -> AsyncGenerator[Hosts]:
     """A host and `count` workers. With a line, call it `with line.inside(0)`."""
     with tempfile.TemporaryDirectory(prefix="split-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -159,7 +161,7 @@ async def split_hosts(engine: Engine, model: Path, count: int, line: DelayLine |
                 processes.append(process)
                 assert engine.rpc_server is not None
                 wanted = Wanted(
-                    f"worker{number}", name, address, await host.token(), str(engine.rpc_server), str(model)
+                    f"worker{number}", name, address, await host.token(), str(engine.rpc_server), str(model), direct
                 )
                 ready = await asyncio.wait_for(asyncio.to_thread(_tell, process, wanted), READY_S)
                 hosts.workers.append(Worker(bytes.fromhex(ready.key_hex), address, ready.raw_port))

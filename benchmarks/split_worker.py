@@ -20,6 +20,7 @@ from agentmesh.inference.models.identity import FileIdentities  # noqa: E402
 from agentmesh.inference.rpc.exit import RpcExits, RpcJob  # noqa: E402
 from agentmesh.inference.rpc.weights import WeightFiles  # noqa: E402
 from agentmesh.mesh.streams import StreamKind  # noqa: E402
+from benchmarks.split_direct import use_on_worker  # noqa: E402
 from tests.fakes.mesh_nodes import TestNode, eventually  # noqa: E402
 from tests.fakes.rpc_world import Program, free_port  # noqa: E402
 
@@ -35,6 +36,7 @@ class Wanted(msgspec.Struct, frozen=True):
     token: str
     rpc_program: str
     model: str
+    direct: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -51,6 +53,8 @@ def _listens(port: int) -> bool:
 
 async def _serve(wanted: Wanted) -> None:
     folder = Path(wanted.folder)
+    if wanted.direct:
+        await use_on_worker(wanted.address)
     programs: list[Program] = []
     ports: list[int] = []
     for name, host in (("raw", wanted.address), ("relayed", "127.0.0.1")):
