@@ -41,7 +41,7 @@ class ScriptedNode:
     async def status(self) -> Status:
         return Status(
             node_id="n" * 52, name="ada", version="0.1.0", mesh_id="m" * 52, mesh_name="lab", state=self.state, api_port=None,
-            console_port=3131, bind_port=7, peers=[], models=[], blackboard=BoardStatus(posts=3), policy={"posts_per_minute": 120},
+            console_port=3131, bind_port=7, peers=[], models=[], lent=[], blackboard=BoardStatus(posts=3), policy={"posts_per_minute": 120},
         )  # fmt: skip
 
     def stop(self) -> Done:
@@ -104,7 +104,7 @@ async def test_status_has_exactly_the_fields_that_others_build_on(served: Served
     status = await served.client.request("GET", "/api/status")
     assert set(status) == {
         "node_id", "name", "version", "mesh_id", "mesh_name", "state", "api_port", "console_port", "bind_port", "peers",
-        "models", "blackboard", "policy",
+        "models", "lent", "blackboard", "policy",
     }  # fmt: skip
     assert status["api_port"] is None
     assert status["blackboard"] == {"posts": 3}
