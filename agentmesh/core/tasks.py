@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TaskSet:
@@ -57,3 +59,18 @@ class TaskSet:
             _, pending = await asyncio.wait(tasks, timeout=grace_s)
             for task in pending:
                 _log.error("task %s did not end within %s s", task.get_name(), grace_s)
+
+
+async def to_its_end(coro: Coroutine[Any, Any, T], *, name: str) -> T:
+    """Run what ends or gives back something to its own end, however often the caller is cancelled meanwhile; the cancellation is
+    raised afterwards. `coro` must be bounded by itself."""
+    task = TaskSet("end").spawn(coro, name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

@@ -87,6 +87,7 @@ class ModelRun:
         self.accepted: Acceptance | None = None  # of what was drafted, when it was last looked
         self.spread: SpreadView | None = None  # while the mesh decides who runs it
         self.engine_gone: asyncio.Future[str] | None = None  # of the engine that was started last: why it ended
+        self.hurried = False  # the node stops: what it runs ends soon, whatever others do
         self.says: EngineSays | None = None
         self.progress: Progress | None = None
         self._parts = parts

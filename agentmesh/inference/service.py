@@ -365,6 +365,7 @@ class ModelService:
 
     async def _end(self, run: ModelRun, grace_s: float | None = None) -> None:
         """Whatever it is doing, it ends; returns when nothing of it is left. Safe to call twice at once."""
+        run.hurried = run.hurried or grace_s is not None
         run.set_state(ModelState.STOPPING)
         work = self._work.get(run)
         if work is not None and work is not asyncio.current_task():

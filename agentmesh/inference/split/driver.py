@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from agentmesh.core.errors import AgentMeshError
-from agentmesh.core.tasks import TaskSet
+from agentmesh.core.tasks import TaskSet, to_its_end
 from agentmesh.inference.logic.replan import (
     Effect,
     Event,
@@ -102,6 +102,11 @@ class SplitDriver:
         return self._replan.outcome
 
     @property
+    def failure(self) -> str:
+        """Why its last start here never became ready; empty if it did, or there was none."""
+        return self._replan.failure
+
+    @property
     def plan(self) -> Solo | Split | Shards | None:
         """What this node runs, or is about to."""
         return self._shards.running or self._replan.plan
@@ -139,7 +144,7 @@ class SplitDriver:
             while True:
                 self._handle(await self._next_event())
         finally:
-            await self._tasks.close(grace_s=END_S)
+            await to_its_end(self._tasks.close(grace_s=END_S), name="split")
             self._publish(None)
 
     async def _next_event(self) -> Event:
@@ -188,8 +193,8 @@ class SplitDriver:
         work.add_done_callback(lambda task: self._over(plan, task))
 
     async def _run(self, plan: Solo | Split | Shards, term: int, before: asyncio.Task[str] | None) -> str:
-        if before is not None:
-            await asyncio.wait([before])
+        if before is not None:  # also when this one is cancelled: it is over when nothing of both is left
+            await to_its_end(_until_over(before), name="shard before")
         try:
             return await self._run_plan(plan, term, self._became_ready)
         except WorkerTermSeen as error:
@@ -228,6 +233,10 @@ class SplitDriver:
                 self._work.cancel()
             case _:
                 pass
+
+
+async def _until_over(task: asyncio.Task[str]) -> None:
+    await asyncio.wait([task])
 
 
 def _now_ms() -> int:

@@ -304,13 +304,13 @@ class SplitHost:
         await self._lost.wait()
         raise WorkerLost(self._loss)
 
-    async def close(self) -> None:
+    async def close(self, within_s: float = CLOSE_S) -> None:
         """Close the gateways, give the leases back, and let go of the files. Bounded, whatever workers do. May be called again."""
         if not self._closed:
             self._closed = True
             for worker in self._workers:
                 self._ends.spawn(_end(worker), name=worker.name)
-        await self._ends.finish(CLOSE_S)
+        await self._ends.finish(within_s)
         if self._weights is not None:
             self._weights.close()
 

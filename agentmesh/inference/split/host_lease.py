@@ -144,13 +144,15 @@ class HostLease:
         await self._tasks.close()
         if self._stream is None:
             return
-        if was_open:
-            with contextlib.suppress(AgentMeshError, TimeoutError):
-                async with asyncio.timeout(self._limits.end_s):
-                    await self._stream.end()
-                    while await self._stream.read_frame() is not None:
-                        pass
-        self._stream.abort()
+        try:
+            if was_open:
+                with contextlib.suppress(AgentMeshError, TimeoutError):
+                    async with asyncio.timeout(self._limits.end_s):
+                        await self._stream.end()
+                        while await self._stream.read_frame() is not None:
+                            pass
+        finally:
+            self._stream.abort()
 
     # ------------------------------------------------------------------ within
 

@@ -13,16 +13,17 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from agentmesh.core.errors import AgentMeshError
-from agentmesh.core.tasks import TaskSet
+from agentmesh.core.tasks import TaskSet, to_its_end
+from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.fetching import ModelFiles, check
-from agentmesh.inference.logic.fit import NO_DEVICE, Wanted, fit_model
+from agentmesh.inference.logic.fit import NO_DEVICE, Wanted, fit_model, size
 from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.split_values import Shards, Solo, Split
 from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.model_run import ModelRun
 from agentmesh.inference.server_plan import host_plan, whole_plan
 from agentmesh.inference.serving_types import DoesNotFit, ModelState, SpreadView, WorkerRow
-from agentmesh.inference.split.host import HostJob, HostParts, SplitHost, WorkerStatus
+from agentmesh.inference.split.host import CLOSE_S, HostJob, HostParts, SplitHost, WorkerStatus
 from agentmesh.inference.split.shards import ShardMaker
 from agentmesh.inference.threads import in_daemon_thread
 from agentmesh.mesh.identity import encode_id
@@ -30,7 +31,10 @@ from agentmesh.mesh.identity import encode_id
 _log = logging.getLogger(__name__)
 
 Held = tuple[tuple[str, int], ...]
-LOST_GRACE_S: Final = 1.0  # an engine without its workers has nothing to save
+HOST_GRACE_S: Final = 1.0  # a split's engine has nothing to save, and one that waits for a worker does not heed SIGTERM
+HURRIED_S: Final = 1.5  # for workers' ends when the node stops: they end by themselves, too
+MEMORY_S: Final = 12.0  # until what this node computes for a host that has gone is given back, at the latest
+LOOK_S: Final = 1.0
 
 
 class PlanRunner:
@@ -113,7 +117,7 @@ class PlanRunner:
             ready()
             return await _gone(run)
         finally:
-            await run.stop_engine()
+            await to_its_end(run.stop_engine(_grace_s(run)), name="whole model")
             run.fit = None
 
     # ------------------------------------------------------------------ layers
@@ -137,8 +141,9 @@ class PlanRunner:
         run.set_state(ModelState.LOADING, "Its workers are being asked.")
         self._host = host
         self._view.workers = lambda: tuple(_row(status) for status in host.status())
-        keys = self._promise(plan)
+        keys: list[object] = []
         try:
+            await self._promise(plan, engine, keys)
             words = await host.open()
             server = host_plan(
                 run.id,
@@ -161,11 +166,14 @@ class PlanRunner:
             await asyncio.wait([lost, _gone_future(run)], return_when=asyncio.FIRST_COMPLETED)
             return lost.result() if lost.done() else await _gone(run)
         finally:
-            await run.stop_engine(LOST_GRACE_S if lost.done() else None)
-            self._host = None
-            await host.close()
-            for key in keys:
-                self._memory.release(key)
+            await to_its_end(self._end_split(host, keys), name="split")
+
+    async def _end_split(self, host: SplitHost, keys: list[object]) -> None:
+        await self._run.stop_engine(HOST_GRACE_S)
+        self._host = None
+        await host.close(HURRIED_S if self._run.hurried else CLOSE_S)
+        for key in keys:
+            self._memory.release(key)
 
     async def _unless(self, lost: asyncio.Future[str], work: Awaitable[None]) -> str | None:
         """Do the work, unless a worker is lost meanwhile: then why."""
@@ -182,20 +190,40 @@ class PlanRunner:
                 doing.cancel()
                 await asyncio.wait([doing])
 
-    def _promise(self, plan: Split) -> list[object]:
-        """Count what the host's part takes, here and in this node's record."""
+    async def _promise(self, plan: Split, engine: Engine, keys: list[object]) -> None:
+        """Count what the host's part takes, here and in this node's record; what is to be released is added to `keys`.
+
+        Raises:
+            DoesNotFit: another model has taken it since the plan was made, and keeps it.
+        """
         held: dict[str, int] = {MACHINE: plan.host_memory_bytes}
         for share in plan.shares:
             if share.place.is_host:
                 device = _device(share.place.device)
                 held[device] = held.get(device, 0) + share.need_bytes
-        keys: list[object] = []
-        for device, need_bytes in held.items():
-            key = (self._run, device)
-            self._memory.promise_bytes(key, device or None, need_bytes)
-            keys.append(key)
+        tries = int(MEMORY_S / LOOK_S)
+        while (short := await self._take(held, engine, keys)) and tries:
+            tries -= 1
+            self._run.set_state(ModelState.LOADING, short)
+            await self._memory.wait_freed(LOOK_S)
+        if short:
+            raise DoesNotFit(short)
         self._hold(tuple(held.items()))
-        return keys
+
+    async def _take(self, held: dict[str, int], engine: Engine, keys: list[object]) -> str:
+        """Promise all of it, or say what is missing."""
+        async with self._memory.lock:
+            left = await self._memory.left(engine, ",".join(device for device in held if device) or NO_DEVICE)
+            free = {MACHINE: left.machine.free_bytes, **{_device(r.device): r.free_bytes for r in left.devices}}
+            for device, need in held.items():
+                if need > (have := free.get(device, 0)):
+                    where = f"on {device}" if device else "of this machine's memory"
+                    return f"The host's part needs {size(need)}; {size(have)} {where} are free."
+            for device, need_bytes in held.items():
+                key = (self._run, device)
+                self._memory.promise_bytes(key, device or None, need_bytes)
+                keys.append(key)
+        return ""
 
     # ------------------------------------------------------------------ experts
 
@@ -224,7 +252,7 @@ class PlanRunner:
             ready()
             return await _gone(run)
         finally:
-            await run.stop_engine()
+            await to_its_end(run.stop_engine(_grace_s(run)), name="shard")
             self._memory.release((run, "shard"))
             run.fit = None
 
@@ -251,6 +279,10 @@ def _device(name: str | None) -> str:
 def _last_of_host(plan: Split) -> str | None:
     """Where the plan has counted the draft: the host's last device, or its machine's memory."""
     return next((share.place.device for share in reversed(plan.shares) if share.place.is_host), None)
+
+
+def _grace_s(run: ModelRun) -> float | None:
+    return HOST_GRACE_S if run.hurried else None
 
 
 def _gone_future(run: ModelRun) -> asyncio.Future[str]:

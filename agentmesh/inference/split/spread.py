@@ -155,6 +155,7 @@ class _Followed:
         self._held: Held = ()
         self._advised: tuple[Outcome | None, tuple[str, ...]] = (None, ())
         self._shown: tuple[ModelState, str] | None = None
+        self._is_over = False
         self._view = run.spread = SpreadView()
         self._runner = runner = PlanRunner(
             run,
@@ -175,11 +176,14 @@ class _Followed:
     async def follow(self) -> None:
         self._tell()
         self.offers_changed()
-        await self._driver.run()
+        try:
+            await self._driver.run()
+        finally:
+            self._is_over = True
 
     def offers_changed(self) -> None:
         wishes = {**self._offers.wishes(self._content), self._me: self._own_wish}
-        wish, differing = agreed_wish(wishes)
+        wish, differing = agreed_wish(wishes, self._name_of)
         self._view.advice = (*differing, *self._offers.same_name(self._model.id, self._content))[:MAX_ADVICE]
         if wish != self._wish:
             self._wish = wish
@@ -201,6 +205,8 @@ class _Followed:
         self._tell()
 
     def _tell(self) -> None:
+        if self._is_over:  # a part that did not end in time has no say any more
+            return
         self._offers.want(WantedModel(self._content, self._model.id, self._own_wish, self._claim, self._held))
 
     def _rpc_version(self) -> tuple[int, int, int]:
@@ -219,11 +225,11 @@ class _Followed:
 
     def broken(self, plan: Solo | Split, nodes: tuple[NodeFacts, ...]) -> str | None:
         """Why a plan cannot go on."""
-        return broken(plan, nodes)
+        return broken(plan, nodes, self._name_of)
 
     def better(self, plan: Solo | Split, outcome: Outcome) -> str | None:
         """Why another is worth a restart."""
-        return better(plan, outcome, self._wish)
+        return better(plan, outcome, self._wish, self._name_of)
 
     # ------------------------------------------------------------------ what status shows
 
@@ -237,7 +243,7 @@ class _Followed:
             view.sentence = driver.sentence
             if hosts:
                 self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
-            elif driver.state is State.CLAIMING:
+            elif driver.state is State.CLAIMING and not driver.failure:
                 self._show(ModelState.LOADING, driver.sentence)
             else:
                 self._show(ModelState.WAITING, driver.sentence)
@@ -249,7 +255,8 @@ class _Followed:
     def _show(self, state: ModelState, sentence: str) -> None:
         if self._shown == (state, sentence) and self.run.state == state:
             return
-        if state is ModelState.WAITING and isinstance(self._driver.outcome, Wait) and self._shown != (state, sentence):
+        is_news = isinstance(self._driver.outcome, Wait) or self._driver.failure
+        if state is ModelState.WAITING and is_news and self._shown != (state, sentence):
             self._say(f"{self._model.id} waits: {sentence}")
         self._shown = (state, sentence)
         self.run.set_state(state, sentence)
