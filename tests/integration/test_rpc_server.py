@@ -20,6 +20,7 @@ from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.leftovers import cleanup_leftovers, read_record
 from agentmesh.inference.engine.rpc_server import RpcServerProcess
+from agentmesh.inference.logic.rpc_wire import Command, build_request, hello_request
 from tests.fakes.mesh_nodes import eventually
 
 LINUX = sys.platform == "linux"
@@ -341,3 +342,25 @@ def test_a_kernel_without_landlock_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("resource.setrlimit", _ignore)
     held = confine.confine("/bin/true", [], 1)
     assert held.startswith("none") and "Function not implemented" in held
+
+
+@pytest.mark.parametrize("confined", [True, False])
+async def test_a_host_that_leaves_while_it_is_answered_does_not_end_it(
+    server: RpcServerProcess, confined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ggml-rpc-server writes a reply in two pieces: the second one meets a closed connection, and SIGPIPE."""
+    monkeypatch.setattr(server, "_confined", confined and LINUX)
+    await server.start()
+    pid = server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(hello_request() + build_request(Command.DEVICE_COUNT))
+    os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(hello_request())
+        assert await reader.read(1)  # it serves the next
+    writer.close()
+    assert server.pid == pid
+    assert lives(pid)

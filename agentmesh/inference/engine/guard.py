@@ -212,8 +212,9 @@ class Guard:
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (output, 1), (output, 2)):
                 os.dup2(source, target)
-            # Ignored signals and masks go through exec; Python ignores these two.
-            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            # Ignored signals and masks go through exec. Python ignores SIGXFSZ, and SIGPIPE, which stays so: ggml-rpc-server
+            # answers into connections that are closed, and would die of it.
+            for number in (signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.umask(0o077)  # its socket is its user's
