@@ -17,6 +17,7 @@ MAX_OFFER_BYTES: Final = 8 * KIB  # mesh/logic/kinds.py: NODE
 MAX_MODELS: Final = 64  # of one node
 MAX_NAME_CHARS: Final = 200
 MAX_ALIASES: Final = 8
+MAX_WAITS_CHARS: Final = 500
 MAX_SLOTS: Final = 256  # llama.cpp runs no more at once; who claims more would look idle whatever it is given
 MAX_ADDRESSES: Final = 8
 MAX_ADDRESS_CHARS: Final = 264  # a host name, brackets and a port
@@ -90,7 +91,11 @@ def _usable(model: ServedModel) -> bool:
 
 
 def _believable(model: ServedModel) -> ServedModel:
-    return model if model.slots <= MAX_SLOTS else msgspec.structs.replace(model, slots=MAX_SLOTS)
+    waits = model.waits if len(model.waits) <= MAX_WAITS_CHARS and model.waits.isprintable() else ""
+    slots = min(model.slots, MAX_SLOTS)
+    if (slots, waits) == (model.slots, model.waits):
+        return model
+    return msgspec.structs.replace(model, slots=slots, waits=waits)
 
 
 def _usable_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:

@@ -134,6 +134,7 @@ class Replan:
     plan: Solo | Split | None = None  # of the claim
     outcome: Outcome | None = None  # of the last planning, whoever hosts
     term: int = 0  # of the last claim
+    failure: str = ""  # why the last start never became ready, if none has become since
     _nodes: Nodes = ()
     _highest_term: int = 0
     _relevant: frozenset[NodeFacts] = frozenset()
@@ -155,7 +156,7 @@ class Replan:
                 self._plan_soon(now_ms)
             case HostReady():
                 self._was_ready = True
-                self._failures = 0
+                self._failures, self.failure = 0, ""
                 if self.state is State.RUNNING:
                     self._report("It is ready.")
             case HostEnded():
@@ -202,6 +203,7 @@ class Replan:
         unexpected = self.state is State.RUNNING
         if unexpected and not self._was_ready:
             self._failures += 1
+            self.failure = reason
         self._release(reason, now_ms)
         if unexpected and self._was_ready and self._due_ms is not None:  # requests wait for what just worked
             self._due_ms = min(self._due_ms, now_ms + RESTART_MS)
@@ -304,7 +306,8 @@ class Replan:
         backoff_ms = min(BACKOFF_MS << (self._failures - 1), MAX_BACKOFF_MS) if self._failures else 0
         self._start_ms = now_ms + max(CLAIM_WAIT_MS, backoff_ms)
         self._publish(running=False)
-        self._become(State.CLAIMING, "It is about to start.")
+        again = f"{self.failure} It is tried again in {backoff_ms // 1000} s."
+        self._become(State.CLAIMING, again if backoff_ms else "It is about to start.")
 
     def _start(self) -> None:
         if self.plan is None:

@@ -33,6 +33,7 @@ BUSY_MAX_S: Final = 5.0  # a peer cannot put itself out of use for longer with R
 RETRY_AFTER_MAX_S: Final = 30  # what clients are told at most
 RETRY_LOADING_S: Final = 5
 RETRY_AWAY_S: Final = 5
+RETRY_WAITING_S: Final = 30  # for memory or nodes, which somebody has to add
 
 # ------------------------------------------------------------------ what is kept of peers
 

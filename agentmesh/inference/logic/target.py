@@ -37,6 +37,7 @@ class ServedModel(msgspec.Struct, frozen=True, array_like=True):
         sha256: of its (first) file, empty while unknown. Of a shard: that of the whole model's file, for all shards of one model are
             the same model to whoever asks.
         shard: which part of a mixture of experts it is (logic/shard_name.py), empty: the whole model.
+        waits: what it waits for, in a sentence; empty: it does not wait.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ServedModel(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int = 0
     sha256: str = ""
     shard: str = ""
+    waits: str = ""
 
 
 class EngineAddress(msgspec.Struct, frozen=True):  # pools are found by it: its hash is not computed in Python

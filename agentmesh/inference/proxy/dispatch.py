@@ -155,8 +155,13 @@ class Dispatcher:
             if only_first:
                 break
         if first is None:
-            raise nobody_can(wanted.model, nobody or Choice(), now_s)
+            raise nobody_can(wanted.model, nobody or Choice(), now_s, self._waits(ids))
         return first
+
+    def _waits(self, ids: Sequence[str]) -> str:
+        """What these models wait for, in the words of their first host; empty if one is being loaded."""
+        waits = [target.model.waits for id_ in ids for target in self._directory.targets(id_)]
+        return waits[0] if waits and all(waits) else ""
 
     def _give_lone(self, model_id: str) -> HeldLease | None:
         """A place at the only host of a model, an engine of this node that nothing speaks against; None: decide in full.

@@ -15,6 +15,7 @@ from agentmesh.inference.logic.route_limits import (
     RETRY_AFTER_MAX_S,
     RETRY_AWAY_S,
     RETRY_LOADING_S,
+    RETRY_WAITING_S,
 )
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.proxy.ports import Refused, Wanted
@@ -38,8 +39,8 @@ def unsuitable(wanted: Wanted, models: Sequence[ServedModel]) -> Refused:
     return Refused(404, "model_not_found", text)
 
 
-def nobody_can(name: str, choice: Choice, now_s: float) -> Refused:
-    """503: known, but no host can answer now."""
+def nobody_can(name: str, choice: Choice, now_s: float, waits: str = "") -> Refused:
+    """503: known, but no host can answer now. `waits`: what one of those that do not answer yet waits for."""
     model = "Any suitable model" if name.lower() == AUTO else f"'{name[:_MAX_NAME_CHARS]}'"
     if choice.tried:
         return Refused(503, "all_hosts_failed", f"{model} was asked for at every node that serves it; all failed.", 2)
@@ -50,6 +51,8 @@ def nobody_can(name: str, choice: Choice, now_s: float) -> Refused:
     if choice.away:
         text = f"{model} is served, but its nodes cannot be reached now. Try again in {RETRY_AWAY_S} s."
         return Refused(503, "hosts_away", text, RETRY_AWAY_S)
+    if waits:
+        return Refused(503, "model_waiting", f"{model} cannot be loaded yet. {waits}", RETRY_WAITING_S)
     text = f"{model} is being loaded and does not answer yet. Try again in {RETRY_LOADING_S} s."
     return Refused(503, "model_loading", text, RETRY_LOADING_S)
 
