@@ -38,7 +38,7 @@ from tests.fakes.delay_line import DelayLine, can_make_lines  # noqa: E402
 PROMPT = "The mesh joins machines as equals, and"
 RTTS_MS = (0.0, 5.0, 10.0, 20.0)
 DRAFT_TOKENS = 8
-WRONG_SHARES = (0.22, 0.17)  # of the draft's tokens
+WRONG_SHARES = (0.21, 0.14)  # of the draft's tokens
 MIB = 1 << 20
 
 # mesh-llm's published ones: other machines and another model, so only their course can be compared.
