@@ -34,6 +34,7 @@ class FakeRpcServer:
     hello_bytes: int = 4 + CAPABILITY_BYTES
     silent_on: int | None = None  # this command is never answered
     die_on: int | None = None  # at this command the connection is closed
+    stall_on: int | None = None  # from this command on nothing is read
     raw_echo: bool = False  # an unknown protocol: sends back what comes
     seen: list[Request] = field(default_factory=list)
     hellos: list[bytes] = field(default_factory=list)
@@ -83,6 +84,8 @@ class FakeRpcServer:
                 else:
                     present, body = event, b""
                 assert present is not None
+                if present.command == self.stall_on:
+                    await asyncio.Event().wait()
                 if parser.body_left:
                     continue
                 if present.command == self.die_on:

@@ -145,6 +145,22 @@ async def test_a_job_that_is_taken_away_cuts_its_host_off(world: RelayWorld) -> 
     await eventually(lambda: server.open_now == 0)
 
 
+async def test_a_job_whose_rpc_server_has_stalled_is_taken_away_at_once(world: RelayWorld) -> None:
+    """A request waits to be written and a reply to be read: nobody there looks at the stream."""
+    server = await world.server(FakeRpcServer(stall_on=Command.SET_TENSOR))
+    job = world.job(server)
+    _, port = await world.gateway()
+    client = await world.client(port)
+    await client.hello()
+    await client.alloc(BIG)
+    size = BIG // 8  # more than sockets hold
+    client.writer.write(build_request(Command.SET_TENSOR, activation(size) + bytes(9 + size)))
+    await eventually(lambda: job.counters.overdue_s > 0.2)
+    await asyncio.wait_for(world.exits.remove(JOB), 5)
+    assert len(world.ends) == 1
+    assert world.ends != [None]
+
+
 async def test_a_gateway_that_closes_leaves_nothing_open(world: RelayWorld) -> None:
     server = await world.server()
     _, port, held = await same_files(world, server)

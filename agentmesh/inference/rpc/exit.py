@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agentmesh.core.errors import AgentMeshError, StreamClosed
+from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.logic.rpc_limits import OPEN_WAIT_S, RPC_CONNECT_S, RPC_PLACE_WAIT_S
 from agentmesh.inference.logic.rpc_memory import Allocations
 from agentmesh.inference.logic.rpc_stream import STREAM_FORMAT, Device, Open, Opened, OpenStatus, frame_of, open_decoder
@@ -59,7 +60,7 @@ class _Served:
 
     job: RpcJob
     stream: Stream
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    work: asyncio.Task[None]
 
 
 class RpcExits:
@@ -68,19 +69,22 @@ class RpcExits:
     def __init__(self) -> None:
         self._jobs: dict[str, RpcJob] = {}
         self._served: list[_Served] = []
+        self._tasks = TaskSet("rpc exits")
 
     def add(self, job: RpcJob) -> None:
         """From now on its host may connect."""
         self._jobs[job.name] = job
 
     async def remove(self, name: str) -> None:
-        """Nobody may connect any more, and who is connected is cut off. When this returns, nothing uses the job's files."""
+        """Nobody may connect any more, and who is connected is cut off, whatever the RPC server does. When this returns, nothing
+        uses the job's files."""
         job = self._jobs.pop(name, None)
         ending = [served for served in self._served if served.job is job]
         for served in ending:
             served.stream.abort()
-        for served in ending:
-            await served.over.wait()
+            served.work.cancel()  # it may wait for an RPC server that neither takes nor gives anything
+        if ending:
+            await asyncio.wait([served.work for served in ending])
 
     async def serve(self, peer: bytes, stream: Stream) -> None:
         """Serve a host's stream. It is over when this returns."""
@@ -101,13 +105,26 @@ class RpcExits:
             # The same words for both: who may not use a job need not know that it is there.
             await _refuse(stream, OpenStatus.REFUSED, "it has no such job for this node.")
         else:
-            served = _Served(job, stream)
-            self._served.append(served)
-            try:
-                await self._serve_job(job, opening, stream)
-            finally:
-                self._served.remove(served)
-                served.over.set()
+            await self._serve_until_removed(job, opening, stream)
+
+    async def _serve_until_removed(self, job: RpcJob, opening: Open, stream: Stream) -> None:
+        """Raises: AgentMeshError."""
+        work = self._tasks.spawn(self._guarded(job, opening, stream), name=job.name[:8])
+        served = _Served(job, stream, work)
+        self._served.append(served)
+        try:
+            await asyncio.wait([work])
+        finally:
+            if not work.done():  # this one is cancelled
+                work.cancel()
+                await asyncio.wait([work])
+            self._served.remove(served)
+
+    async def _guarded(self, job: RpcJob, opening: Open, stream: Stream) -> None:
+        try:
+            await self._serve_job(job, opening, stream)
+        except (AgentMeshError, TimeoutError) as error:
+            _log.debug("an rpc stream of the job %s ended: %s", job.name[:8], error)
 
     async def _serve_job(self, job: RpcJob, opening: Open, stream: Stream) -> None:
         try:
