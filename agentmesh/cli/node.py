@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.cli.output import bytes_text, emit_json, note, safe_line
 from agentmesh.cli.split_flags import parse_rpc_peers, split_body
 from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
 from agentmesh.control.client import NodeClient
@@ -204,17 +204,24 @@ def _about_model(model: Mapping[str, Any]) -> Iterable[str]:
     if reason:
         yield reason
     if model.get("role") in ("host", "shard", "alone") and model.get("plan"):
-        yield f"{model['role']}: {model['plan']}"
+        yield model["plan"]
     for worker in model.get("workers", ()):
-        files = "has the files" if worker["has_files"] else "without the files"
-        yield (
-            f"worker {worker['name']}: {worker['layers']} layers, {worker['share_bytes'] / 1e9:.1f} GB, {files}; "
-            f"{worker['round_trips']:,} round trips, {worker['sent_bytes'] / 1e6:.1f} MB sent, "
-            f"{worker['received_bytes'] / 1e6:.1f} MB received. {worker['state']}"
-        )
+        yield _about_worker(worker)
     yield from model.get("advice", ())
     if model.get("draft"):
         yield model["draft"]
+
+
+def _about_worker(worker: Mapping[str, Any]) -> str:
+    said = f"worker {worker['name']}: {worker['layers']} layers, {bytes_text(worker['share_bytes'])}"
+    if not worker["round_trips"]:  # not in use yet
+        return f"{said}; {worker['state']}"
+    files = "" if worker["has_files"] else ", without the model's files"
+    overdue = f", waiting for {worker['overdue_s']:.0f} s" if worker["overdue_s"] >= 1 else ""
+    return (
+        f"{said}{files}; {worker['round_trips']:,} round trips, {worker['sent_bytes'] / 1e6:.1f} MB sent, "
+        f"{worker['received_bytes'] / 1e6:.1f} MB received{overdue}"
+    )
 
 
 def _show_lent(parts: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
@@ -223,7 +230,7 @@ def _show_lent(parts: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
         host = names.get(part["host"]) or part["host"][:12]
         click.echo(
             safe_line(
-                f"{'lent:':9} {part['held_bytes'] / 1e9:.1f} GB to {host} for {part['model']}: {part['reason'] or part['state']}"
+                f"{'lent:':9} {bytes_text(part['held_bytes'])} to {host} for {part['model']}: {part['reason'] or part['state']}"
             )
         )
 

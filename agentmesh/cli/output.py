@@ -35,6 +35,11 @@ def safe(text: object) -> str:
     return readable(_UNSAFE.sub("\ufffd", str(text)))
 
 
+def bytes_text(size_bytes: int) -> str:
+    """`4.7 GB`, or below one GB `146 MB`."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
 def safe_line(text: object) -> str:
     """The same on one line."""
     return safe(text).replace("\n", " ").replace("\t", " ")

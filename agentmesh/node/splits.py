@@ -18,6 +18,8 @@ from agentmesh.core.paths import Home
 from agentmesh.inference.blob_index import BlobIndex
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineMissing
+from agentmesh.inference.logic.target import Target
+from agentmesh.inference.logic.split_values import short_id_text
 from agentmesh.inference.rpc.exit import RpcExits
 from agentmesh.inference.rpc.weights import WeightHashes
 from agentmesh.inference.service import ModelService
@@ -46,6 +48,7 @@ class NodeSplits:
 
     Args:
         open_blob, givers: `blob` streams, and the members that give files.
+        hosts: who can be reached and offers the model of that id, this node among them.
         say: told one line for the user.
     """
 
@@ -60,6 +63,7 @@ class NodeSplits:
         *,
         name: Callable[[], str],
         givers: Callable[[], Sequence[bytes]],
+        hosts: Callable[[str], Iterable[Target]],
         say: Callable[[str], None],
     ) -> None:
         self._me = node
@@ -67,6 +71,7 @@ class NodeSplits:
         self._service = service
         self._settings = settings
         self._say = say
+        self._own_name = name
         self._exits = RpcExits()
         trips = RoundTrips(mesh.peers, mesh.open_stream)
         measure = NodeMeasure(service.memory, service.engine, settings.device)
@@ -91,12 +96,13 @@ class NodeSplits:
             settings.lending,
             home,
             say,
+            name_of=self._name_of,
             rpc_version=self._rpc_version,
             device=settings.device,
         )
         host = HostParts(mesh.open_stream, self._name_of, self._is_near, service.identities, WeightHashes.of_home(home))
         shards = ShardMaker.of_home(home)
-        parts = SpreadParts(host, service.memory, service.identities, shards, say)
+        parts = SpreadParts(host, service.memory, service.identities, shards, say, self._worker.make_way, hosts)
         self.spreader = Spreader(node, self.offers, parts)
         mesh.watch(self.offers.on_records, self.offers.on_dropped)
         if not settings.no_engine:
@@ -109,7 +115,9 @@ class NodeSplits:
         await self.offers.start()
         lending = self._settings.lending
         if lending.everyone:
-            self._say("This machine's memory is lent to every member of the mesh, for parts of models (--rpc-peers).")
+            self._say(
+                "Every member of the mesh may use this machine's memory for parts of models; --rpc-peers ID,… says who may."
+            )
         if lending.is_any and (why := await self._cannot_lend()) is not None:
             self._say(f"Nothing can be lent: {why}")
 
@@ -135,8 +143,14 @@ class NodeSplits:
 
     def _hosted(self) -> Iterable[Relayed]:
         for model_id, worker in self.spreader.workers():
-            name = worker.name or worker.worker.hex()[:12]
-            yield Relayed("host", model_id, name, worker.counts, worker.referenced_bytes, worker.overdue_s)
+            yield Relayed(
+                "host",
+                model_id,
+                worker.name or self._name_of(worker.worker),
+                worker.counts,
+                worker.referenced_bytes,
+                worker.overdue_s,
+            )
 
     def _worked(self) -> Iterable[Relayed]:
         for work in self._worker.status():
@@ -170,7 +184,7 @@ class NodeSplits:
         return self.offers.rpc_version
 
     def _name_of(self, node: bytes) -> str:
-        return self._mesh.name_of(node) or node.hex()[:12]
+        return self._own_name() if node == self._me else self._mesh.name_of(node) or short_id_text(node)
 
     def _is_near(self, node: bytes) -> bool:
         address = next((peer.address for peer in self._mesh.peers() if peer.node == node), None)

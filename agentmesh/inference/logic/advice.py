@@ -16,7 +16,7 @@ import msgspec
 from agentmesh.inference.logic.election import hosts, rtt_between
 from agentmesh.inference.logic.plan import make_plan
 from agentmesh.inference.logic.split_limits import ADVICE_RATIO, CPU_BYTES_PER_S, DEVICE_BYTES_PER_S, MAX_WORKERS
-from agentmesh.inference.logic.split_values import NodeFacts, Outcome, PlanModel, Solo, Split, Wish
+from agentmesh.inference.logic.split_values import NodeFacts, Outcome, PlanModel, Solo, Split, Wish, id_text
 
 _MAX_HOSTS_COMPARED = 4
 
@@ -159,7 +159,7 @@ def _other_hosts(
         return []
     name = by_id[best[1]].shown
     return [
-        f"With {name} as host (--host-node {name}) it would be about {_times(best[2], own)} as fast ({_rate(best[2])})."
+        f"With {name} as host (--host-node {id_text(best[1])}) it would be about {_times(best[2], own)} as fast ({_rate(best[2])})."
     ]
 
 
@@ -208,8 +208,8 @@ def _node_speed(node: NodeFacts) -> int:
 
 
 def _rate(rate: Estimate) -> str:
-    per_s = rate.tokens_per_s
-    return f"{per_s:.0f} tokens/s" if per_s >= 10 else f"{per_s:.1f} tokens/s"
+    """In two digits: it is an estimate."""
+    return f"{float(f'{rate.tokens_per_s:.2g}'):,g} tokens/s"
 
 
 def _times(rate: Estimate, own: Estimate) -> str:

@@ -5,7 +5,7 @@ Owns both rules; both are lenient on purpose: what runs is kept, with a margin, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agentmesh.inference.logic.election import unfit, unfit_host, why_not
 from agentmesh.inference.logic.plan import rooms_of
@@ -22,13 +22,15 @@ from agentmesh.inference.logic.split_values import (
 )
 
 
-def broken(plan: Solo | Split, nodes: Iterable[NodeFacts]) -> str | None:
+def broken(
+    plan: Solo | Split, nodes: Iterable[NodeFacts], name_of: Callable[[bytes], str] = short_id_text
+) -> str | None:
     """Why the plan cannot go on, in a sentence; None if it can. Of memory the headroom may be used up, of the round trip a quarter
-    more than the cap."""
+    more than the cap. `name_of`: what nodes are called that are gone."""
     by_id = {node.node: node for node in nodes}
     host = by_id.get(plan.host)
     if host is None:
-        return f"Its host {short_id_text(plan.host)} is gone."
+        return f"Its host {name_of(plan.host)} is gone."
     if not host.may_host:
         return f"{host.shown} does not want it any more."
     if isinstance(plan, Solo):
@@ -41,21 +43,23 @@ def broken(plan: Solo | Split, nodes: Iterable[NodeFacts]) -> str | None:
     for worker in plan.workers:
         node = by_id.get(worker)
         if node is None:
-            return f"Its worker {short_id_text(worker)} is gone."
+            return f"Its worker {name_of(worker)} is gone."
         why = unfit(node) or why_not(host, node, KEPT_RTT_MS)
         if why is not None and why.code is not ExclusionCode.RTT_UNKNOWN:
             return why.sentence
     return next((_over(share, by_id[share.place.node]) for share in plan.shares if _short(share, by_id)), None)
 
 
-def better(plan: Solo | Split, outcome: Outcome, wish: Wish) -> str | None:
+def better(
+    plan: Solo | Split, outcome: Outcome, wish: Wish, name_of: Callable[[bytes], str] = short_id_text
+) -> str | None:
     """Why `outcome` is worth a restart of what runs; None if it is not."""
     if isinstance(plan, Solo) or not isinstance(outcome, Solo | Split):
         return None
     if isinstance(outcome, Solo):
-        return f"One node can hold it alone now: {short_id_text(outcome.node)}."
+        return f"{name_of(outcome.node)} can hold it alone now."
     if wish.host and outcome.host == wish.host != plan.host:
-        return f"--host-node names {short_id_text(wish.host)}."
+        return f"--host-node names {name_of(wish.host)}."
     if wish.context_tokens is not None and plan.context_tokens != wish.context_tokens == outcome.context_tokens:
         return f"--ctx-size asks for {wish.context_tokens:,} tokens."
     if wish.tensor_split and plan.workers == outcome.workers and plan.tensor_split != outcome.tensor_split:

@@ -5,7 +5,7 @@ Owns that rule: field by field, the smallest node id that set a field decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -15,13 +15,15 @@ _UNSET = Wish()
 _FLAGS = {
     "way": "--split",
     "context_tokens": "--ctx-size",
-    "slots": "--parallel",
+    "slots": "--slots",
     "host": "--host-node",
     "host_extra_bytes": "--draft",
 }
 
 
-def agreed_wish(wishes: Mapping[bytes, Wish]) -> tuple[Wish, tuple[str, ...]]:
+def agreed_wish(
+    wishes: Mapping[bytes, Wish], name_of: Callable[[bytes], str] = short_id_text
+) -> tuple[Wish, tuple[str, ...]]:
     """The wish that counts, by node id of who wished; and a sentence for each flag about which nodes differ."""
     chosen: dict[str, object] = {}
     sentences: list[str] = []
@@ -37,5 +39,5 @@ def agreed_wish(wishes: Mapping[bytes, Wish]) -> tuple[Wish, tuple[str, ...]]:
         chosen[field] = said[0][1]
         if any(value != said[0][1] for _, value in said):
             flag = _FLAGS.get(field) or "--" + field.replace("_", "-")
-            sentences.append(f"Nodes differ about {flag}; what {short_id_text(said[0][0])} says counts.")
+            sentences.append(f"Nodes differ about {flag}; what {name_of(said[0][0])} says counts.")
     return msgspec.structs.replace(_UNSET, **chosen), tuple(sentences)

@@ -8,9 +8,11 @@ begins anew: its RPC server is gone, too, so nothing of an older job can be left
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agentmesh.inference.logic.split_limits import MAX_TERM
+from agentmesh.inference.logic.split_values import short_id_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ Effect = Admit | Refuse | EndServer
 
 @dataclass
 class WorkerFence:
-    """See the module. `current` is the job whose RPC server may exist."""
+    """See the module. `current` is the job whose RPC server may exist; `name_of`: what sentences call a host."""
 
+    name_of: Callable[[bytes], str] = short_id_text
     current: Job | None = None
     highest: Job | None = None
     _ending: bool = False
@@ -101,14 +104,16 @@ class WorkerFence:
         if not 0 < job.term <= MAX_TERM:
             self._refuse(job, "The term is not one that a host can have.")
         elif self.highest is not None and self.highest.goes_before(job):
-            self._refuse(job, f"A newer host has this model: {self.highest.host.hex()[:8]}, term {self.highest.term}.")
+            self._refuse(
+                job, f"A newer host has this model: {self.name_of(self.highest.host)}, term {self.highest.term}."
+            )
         elif job in (self.current, self._next):
             self._refuse(job, "This host has this worker already.")
         elif self.current is None:
             self._admit(job)
         else:
             if self._next is not None:
-                self._refuse(self._next, f"A newer host has this model: {job.host.hex()[:8]}, term {job.term}.")
+                self._refuse(self._next, f"A newer host has this model: {self.name_of(job.host)}, term {job.term}.")
             self._next = self.highest = job
             self._end()
 

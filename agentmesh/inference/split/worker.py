@@ -34,7 +34,7 @@ from agentmesh.inference.logic.job_wire import (
     wrong_in,
 )
 from agentmesh.inference.logic.split_offer import WorkedModel
-from agentmesh.inference.logic.split_values import NO_RPC_VERSION
+from agentmesh.inference.logic.split_values import NO_RPC_VERSION, short_id_text
 from agentmesh.inference.logic.worker_fence import (
     Admit,
     Effect,
@@ -106,6 +106,7 @@ class SplitWorker:
         find_engine: the engine that this node uses.
         files: where the models' files are from.
         say: told one line when a job begins to serve or has ended.
+        name_of: what sentences call a node.
         rpc_version: of this node's RPC server, as its record says; zeros if unknown.
         device: where the user lets models run, as in ServeSettings; None: anywhere. The machine's memory is lent in any case.
         threads: of an RPC server's CPU device; None: as it decides.
@@ -122,6 +123,7 @@ class SplitWorker:
         home: Home,
         say: Callable[[str], None] = lambda _: None,
         *,
+        name_of: Callable[[bytes], str] = short_id_text,
         rpc_version: Callable[[], tuple[int, int, int]] = lambda: NO_RPC_VERSION,
         device: str | None = None,
         limits: WorkerLimits = DEFAULT_LIMITS,
@@ -136,6 +138,7 @@ class SplitWorker:
         self._lending = lending
         self._home = home
         self._say = say
+        self._name_of = name_of
         self._rpc_version = rpc_version
         self._device = device
         self._limits = limits
@@ -172,6 +175,12 @@ class SplitWorker:
     def status(self) -> list[WorkStatus]:
         """Every job that is not over."""
         return [_status(job) for job in self._jobs.values()]
+
+    def make_way(self, content: str, term: int) -> None:
+        """This node hosts the model itself now, with this term: what it computes for an older host of it ends, heard of or not."""
+        for (name, job), working in self._jobs.items():
+            if name == content and job.term < term:
+                working.end("A newer host has this model: this node.")
 
     async def stop(self, grace_s: float) -> None:
         """End every job; when this returns, nothing of them is left, or their guards end it. Nothing new begins."""
@@ -298,7 +307,7 @@ class SplitWorker:
             del self._jobs[content, job.job]
             self._numbers.pop((content, job.job), None)
             if job.rpc_job is not None:
-                self._say(f"The part of {job.model} for {job.job.host.hex()[:8]} has ended: {job.sentence}")
+                self._say(f"The part of {job.model} for {self._name_of(job.job.host)} has ended: {job.sentence}")
             for event in (JobLeft(job.job), ServerEnded(job.job)):
                 self._handle(content, event)
 
@@ -315,7 +324,7 @@ class SplitWorker:
                 case Admit():
                     job.admit()
                 case EndServer():
-                    newer = highest.host.hex()[:8] if highest is not None and highest != effect.job else "nobody"
+                    newer = self._name_of(highest.host) if highest and highest != effect.job else "nobody"
                     job.end(f"A newer host has this model: {newer}.")
                 case Refuse():
                     job.end(effect.sentence, state=JobState.REFUSED, seen_term=highest.term if highest else 0)
@@ -325,7 +334,7 @@ class SplitWorker:
         return {content for content, _ in self._jobs}
 
     def _fence(self, content: str) -> WorkerFence:
-        fence = self._fences.pop(content, None) or WorkerFence()
+        fence = self._fences.pop(content, None) or WorkerFence(self._name_of)
         self._fences[content] = fence  # the newest last
         idle = [name for name, each in self._fences.items() if each.current is None and name != content]
         for name in idle[: max(len(self._fences) - MAX_FENCES, 0)]:
@@ -349,6 +358,7 @@ class SplitWorker:
             make_server=make_server,
             fetches=self._lending.weights is Weights.FETCH,
             holding=lambda held: self._hold(ask.content, held),
+            host=self._name_of(job.host),
             say=self._say,
             limits=self._limits,
         )

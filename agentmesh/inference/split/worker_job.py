@@ -22,7 +22,16 @@ from agentmesh.core.errors import AgentMeshError, InvalidInput
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.logic.fit import NO_DEVICE, size
-from agentmesh.inference.logic.job_wire import JOB_BEAT_S, JOB_SILENCE_S, JobAsk, JobSaid, JobState, said, shown
+from agentmesh.inference.logic.job_wire import (
+    JOB_BEAT_S,
+    JOB_SILENCE_S,
+    MAX_SENTENCE_CHARS,
+    JobAsk,
+    JobSaid,
+    JobState,
+    said,
+    shown,
+)
 from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.worker_fence import Job
 from agentmesh.inference.memory import MemoryBook
@@ -91,6 +100,7 @@ class JobParts:
         make_server: for these devices.
         fetches: whether files are fetched that are not here.
         holding: told when the job holds memory, and when it does not any more.
+        host: what it is called.
         say: one line for the user.
     """
 
@@ -101,6 +111,7 @@ class JobParts:
     make_server: Callable[[tuple[str, ...]], Server]
     fetches: bool
     holding: Callable[[tuple[tuple[str, int], ...]], None]
+    host: str
     say: Callable[[str], None]
     limits: WorkerLimits
 
@@ -151,7 +162,7 @@ class WorkerJob:
         try:
             await self._ends.wait()
             self.state = WorkState.ENDING
-            _log.info("the part of '%s' for %s ends: %s", self.model, self.job.host.hex()[:8], self.sentence)
+            _log.info("the part of '%s' for %s ends: %s", self.model, self._parts.host, self.sentence)
             await self._tell(self._last)
         finally:
             await self._tasks.close()
@@ -241,8 +252,12 @@ class WorkerJob:
         self._say(
             "serving" if job.weights is not None else f"serving; weights come from the host: {self._opened.sentence}"
         )
-        await self._write(JobSaid(JobState.READY, job=job.name, devices=devices, same_files=job.weights is not None))
-        parts.say(f"Serving a part of {self.model} for {self.job.host.hex()[:8]}.")
+        lacks = shown(self._opened.sentence, MAX_SENTENCE_CHARS)
+        ready = JobSaid(JobState.READY, lacks, job.name, devices, same_files=job.weights is not None)
+        await self._write(ready)
+        parts.say(
+            f"{parts.host} computes a part of {self.model} with {size(sum(need for _, need in ask.needs))} of this machine's memory."
+        )
         self._tasks.spawn(self._guarded(self._watch_stall), name="stall")
         self.end(await server.ended())
 

@@ -8,7 +8,8 @@ import pytest
 from agentmesh.inference.logic.advice import Advice, advise, estimate
 from agentmesh.inference.logic.plan import make_plan
 from agentmesh.inference.logic.split_values import DeviceFacts, NodeFacts, PlanModel, Split, Wish
-from tests.fakes.split_world import GB, a_model, a_node, near, node_id
+from agentmesh.mesh.identity import decode_id
+from tests.fakes.split_world import GB, a_model, a_node, near
 
 MODEL = a_model()
 SMALL = msgspec.structs.replace(
@@ -80,7 +81,7 @@ def test_a_small_host_beside_one_large_worker_is_named_when_it_is_faster() -> No
         with_speed(a_node(3, 12), 300),
     ]
     [said] = [one for one in advice(nodes).sentences if "--host-node" in one]
-    outcome = make_plan(MODEL, Wish(host=node_id(int(said.split("--host-node n")[1][0]))), nodes)
+    outcome = make_plan(MODEL, Wish(host=decode_id(said.split("--host-node ")[1].split(")", 1)[0])), nodes)
     assert isinstance(outcome, Split)
     assert estimate(MODEL, outcome, nodes).network_ms == 1
 

@@ -22,7 +22,7 @@ def test_of_different_wishes_the_smaller_id_decides_each_flag() -> None:
     ("one", "other", "flag"),
     [
         (Wish(way=Way.LAYERS), Wish(way=Way.EXPERTS), "--split"),
-        (Wish(slots=1), Wish(slots=2), "--parallel"),
+        (Wish(slots=1), Wish(slots=2), "--slots"),
         (Wish(host=node_id(1)), Wish(host=node_id(2)), "--host-node"),
         (Wish(context_tokens=1), Wish(context_tokens=2), "--ctx-size"),
     ],
