@@ -41,6 +41,7 @@ class Runs:
         self.memory = MemoryBook(self._devices, FakeMachine(), CAP)
         self.engines: list[FakeRunning] = []
         self.held: dict[str, Held] = {}
+        self.newest: dict[str, int] = {}
 
     async def runner(self, name: str = "m") -> PlanRunner:
         world = self.world
@@ -64,9 +65,13 @@ class Runs:
             memory=self.memory,
             shards=ShardMaker.of_home(Home(world.root)),
             hold=lambda held: self.held.__setitem__(name, held),
+            make_way=self.made_way,
             rpc_version=lambda: (7, 0, 0),
             min_experts=lambda: 0,
         )
+
+    def made_way(self, content: str, term: int) -> None:
+        self.newest[content] = term
 
     @property
     def running(self) -> list[FakeRunning]:
@@ -171,6 +176,7 @@ async def test_memory_that_is_given_back_soon_is_waited_for(tmp_path: Path) -> N
         task = asyncio.ensure_future(runner.run(a_plan(ANNA), 7, ready.set))
         await asyncio.sleep(0.05)
         assert not ready.is_set()
+        assert list(here.newest.values()) == [7]  # what is computed here for it was told to end
         here.memory.release("of the host before")
         async with asyncio.timeout(10):
             await ready.wait()

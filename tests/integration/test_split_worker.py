@@ -289,6 +289,21 @@ async def test_a_newer_host_takes_over_and_an_older_one_is_refused(world: Worker
     await (await world.serving(ask_for([model], world.engine, term=6)))[0].give_back()
 
 
+async def test_a_node_that_hosts_the_model_itself_computes_for_no_older_host_of_it(
+    world: WorkerWorld, model: Path
+) -> None:
+    """Also where that one cannot be heard any more, and so will never give it back."""
+    worker = world.begin()
+    ask = ask_for([model], world.engine, term=3)
+    older, _ = await world.serving(ask)
+    worker.make_way("another model", 9)
+    worker.make_way(ask.content, 3)
+    assert pid_of(world)
+    worker.make_way(ask.content, 4)
+    assert (await older.until(ENDED)).sentence == "A newer host has this model: this node."
+    await world.nothing_left()
+
+
 async def test_of_two_that_wait_the_newest_is_served(world: WorkerWorld, model: Path) -> None:
     servers = [FakeServer(), stuck := FakeServer(stuck=True)]
     world.begin(make_server=made(servers.pop))

@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 from agentmesh.core.errors import AgentMeshError
@@ -48,12 +47,12 @@ from agentmesh.inference.logic.worker_fence import (
     WorkerFence,
 )
 from agentmesh.inference.memory import MemoryBook
-from agentmesh.inference.rpc.counters import RelayCounters
 from agentmesh.inference.rpc.exit import RpcExits
 from agentmesh.inference.settings import Lending, Weights
 from agentmesh.inference.split.parts import Tells
+from agentmesh.inference.split.work_status import WorkStatus, status_of
 from agentmesh.inference.split.worker_files import WorkerFiles
-from agentmesh.inference.split.worker_job import JobParts, Server, WorkerJob, WorkerLimits, WorkState, check_room
+from agentmesh.inference.split.worker_job import JobParts, Server, WorkerJob, WorkerLimits, check_room
 from agentmesh.mesh.streams import FrameStream
 from agentmesh.mesh.transport import Stream
 
@@ -68,35 +67,6 @@ STOPPING: Final = "The worker stops."
 
 MakeServer = Callable[[Engine, tuple[str, ...], int], Server]
 """An RPC server of this engine, for these devices; the number is its own among those that run."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkStatus:
-    """One job, for people and for /metrics.
-
-    Attributes:
-        model: as its host calls it; content: its files (split_offer.content_of).
-        host: the node, in hex.
-        devices, held_bytes: of the plan's shares; held: with those of each device, "" is the machine's memory.
-        same_files: weights need not travel.
-        confinement: of the RPC server; begins with "none" where there is none.
-        counters: of the relay, while it serves.
-    """
-
-    model: str
-    content: str
-    host: str
-    term: int
-    state: WorkState
-    sentence: str
-    pid: int | None
-    port: int | None
-    devices: tuple[str, ...]
-    held: tuple[tuple[str, int], ...]
-    held_bytes: int
-    same_files: bool
-    confinement: str
-    counters: RelayCounters | None
 
 
 class SplitWorker:
@@ -174,7 +144,7 @@ class SplitWorker:
 
     def status(self) -> list[WorkStatus]:
         """Every job that is not over."""
-        return [_status(job) for job in self._jobs.values()]
+        return [status_of(job) for job in self._jobs.values()]
 
     def make_way(self, content: str, term: int) -> None:
         """This node hosts the model itself now, with this term: what it computes for an older host of it ends, heard of or not."""
@@ -383,23 +353,3 @@ class SplitWorker:
 def _engine_text(commit: str, version: tuple[int, int, int]) -> str:
     rpc = "" if version == NO_RPC_VERSION else f" (RPC {'.'.join(map(str, version))})"
     return f"{commit[:12] or 'of an unknown version'}{rpc}"
-
-
-def _status(job: WorkerJob) -> WorkStatus:
-    server, relay = job.server, job.rpc_job
-    return WorkStatus(
-        model=job.model,
-        content=job.ask.content,
-        host=job.job.host.hex(),
-        term=job.ask.term,
-        state=job.state,
-        sentence=job.sentence,
-        pid=server.pid if server is not None else None,
-        port=server.port if server is not None else None,
-        devices=tuple(device for device, _ in job.ask.needs),
-        held=job.held,
-        held_bytes=sum(need for _, need in job.held),
-        same_files=relay is not None and relay.weights is not None,
-        confinement=server.confinement if server is not None else "",
-        counters=relay.counters if relay is not None else None,
-    )
