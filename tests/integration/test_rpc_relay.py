@@ -58,7 +58,7 @@ async def test_a_fresh_word_of_the_workers_memory_needs_no_stream(
         await client.hello()
         said.append(await client.ask(Command.GET_DEVICE_MEMORY, (number % 2).to_bytes(4, "little")))
         client.close()
-    await eventually(lambda: world.ends == [None])
+        await eventually(lambda: world.ends == [None])  # until then the first has the worker's place
     assert said == [(50_000).to_bytes(8, "little") * 2] * 3
     assert world.carried.streams == 1
     monkeypatch.setattr("agentmesh.inference.rpc.gateway.FACTS_FRESH_S", -1.0)
