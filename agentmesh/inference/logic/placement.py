@@ -6,7 +6,8 @@ Owns the order of places (llama.cpp's devices) and the options that follow from 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 from agentmesh.inference.logic.model_parts import base_bytes, host_memory_bytes, layers_bytes
@@ -29,9 +30,18 @@ class Demand:
     slots: int
     host_extra_bytes: int
     layer_costs: tuple[int, ...]  # weights and contexts of each layer, in bytes
+    _fixed: dict[tuple[bool, bool, bool], int] = field(
+        default_factory=dict[tuple[bool, bool, bool], int], compare=False
+    )
 
     def fixed_bytes(self, place: Place, *, is_last: bool) -> int:
         """What `place` takes whatever its layers. The output is with a host without accelerators, else with the last device."""
+        kind = place.is_host, place.device is None, is_last
+        if (known := self._fixed.get(kind)) is None:  # asked for each place of each placing that is tried
+            known = self._fixed[kind] = self._fixed_bytes(place, is_last=is_last)
+        return known
+
+    def _fixed_bytes(self, place: Place, *, is_last: bool) -> int:
         host_is_cpu = place.is_host and place.device is None
         base = base_bytes(
             self.model.facts,
@@ -48,6 +58,7 @@ class Demand:
         return base + extra
 
 
+@lru_cache(maxsize=16)  # asked for each host and context that is tried
 def demand_of(model: PlanModel, context_tokens: int, slots: int, host_extra_bytes: int = 0) -> Demand:
     """With the costs of all layers, which many placings ask for."""
     costs = tuple(
@@ -85,7 +96,8 @@ def fit_split(demand: Demand, host: NodeFacts, workers: Sequence[NodeFacts], wis
     costs = demand.layer_costs
     places = places_of(host, workers)
     if not wish.tensor_split:  # a device that cannot hold a single layer would only cost a round trip
-        places = [p for p in places if p.is_host or p.limit_bytes - demand.fixed_bytes(p, is_last=False) >= min(costs)]
+        least = min(costs)
+        places = [p for p in places if p.is_host or p.limit_bytes - demand.fixed_bytes(p, is_last=False) >= least]
     if len({p.node for p in places if not p.is_host}) < len(workers):
         return Fitted(None, _missing(demand, costs, places))
     if sum(1 for p in places if not (p.is_host and p.device is None)) > MAX_SPLIT_DEVICES:

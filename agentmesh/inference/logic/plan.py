@@ -26,6 +26,7 @@ from agentmesh.inference.logic.split_limits import (
 )
 from agentmesh.inference.logic.split_values import (
     Common,
+    ExclusionCode,
     NodeFacts,
     Outcome,
     PlanModel,
@@ -39,6 +40,9 @@ from agentmesh.inference.logic.split_values import (
     short_id_text,
 )
 
+_MAX_TOLD: Final = 2  # nodes that could take part if somebody changed something there
+_TOLD: Final = (ExclusionCode.OTHER_ENGINE, ExclusionCode.NOT_LENT, ExclusionCode.NO_RPC, ExclusionCode.TOO_FAR)
+_MIN_SHARE, _MAX_SHARE = 1e-6, 1e12  # of --tensor-split
 _MAX_HOSTS_TRIED: Final = 16  # the nodes with most memory; a plan must not take longer the more nodes there are
 
 
@@ -81,9 +85,10 @@ def _solo(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Sol
     """A node that can hold the whole model: it computes faster alone than with others."""
     found: list[tuple[NodeFacts, Fit]] = []
     for node in by_memory(nodes.values()):
-        if not _may_run(node):
+        rooms = rooms_of(node)
+        if not _may_run(node) or max(room.free_bytes for room in rooms) < model.facts.weight_bytes:
             continue
-        fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots), rooms_of(node))
+        fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots), rooms)
         if fit.fits:
             found.append((node, fit))
     if not found:
@@ -159,7 +164,7 @@ def _layers(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> S
         return Wait(WaitCode.NODES, sentence.strip(), common=Common(excluded=excluded))
     waits: list[Wait] = []
     for host in candidates:
-        answer = _with_host(model, wish, team_of(host, nodes), nodes)
+        answer = _with_host(model, wish, team_of(host, nodes), nodes, _why_host(wish, host, candidates))
         if isinstance(answer, Split):
             return answer
         waits.append(answer)
@@ -170,8 +175,11 @@ def _wrong_numbers(wish: Wish) -> str | None:
     numbers = wish.tensor_split
     if not numbers:
         return None
-    if not all(math.isfinite(one) and one >= 0 for one in numbers) or sum(numbers) <= 0:
-        return "--tensor-split takes numbers that are not negative, not all zero: one a node, workers first, the host last."
+    if not all(map(_is_share, numbers)) or sum(numbers) <= 0:
+        return (
+            "--tensor-split takes numbers that are not negative, not all zero, and neither huge nor tiny: one a node, "
+            "workers first, the host last."
+        )
     if not 2 <= len(numbers) <= MAX_WORKERS + 1:
         return f"--tensor-split has {len(numbers)} numbers; a split has 2 to {MAX_WORKERS + 1} nodes: workers first, the host last."
     if len(numbers) <= wish.min_peers:
@@ -184,7 +192,24 @@ def _wrong_numbers(wish: Wish) -> str | None:
     return None
 
 
-def _with_host(model: PlanModel, wish: Wish, team: Team, nodes: Mapping[bytes, NodeFacts]) -> Split | Wait:
+def _is_share(number: float) -> bool:
+    """llama.cpp reckons in float32: what is no number there, or vanishes in a sum, would be divided by."""
+    return number == 0 or (math.isfinite(number) and _MIN_SHARE <= number <= _MAX_SHARE)
+
+
+def _why_host(wish: Wish, host: NodeFacts, candidates: Sequence[NodeFacts]) -> str:
+    if wish.host:
+        return "--host-node says so"
+    if len(candidates) == 1:
+        return f"no other node has the model ({size(host.free_bytes)} free)"
+    if host is candidates[0]:
+        return f"of {len(candidates)} nodes with the model it has most free memory ({size(host.free_bytes)})"
+    return f"with {candidates[0].shown}, which has more memory, it would not fit"
+
+
+def _with_host(
+    model: PlanModel, wish: Wish, team: Team, nodes: Mapping[bytes, NodeFacts], why_host: str
+) -> Split | Wait:
     common = Common((), team.excluded, tuple((team.host.node, other) for other in team.unknown))
     if (wait := _too_few(model, wish, team)) is not None:
         return replace(wait, common=common)
@@ -195,7 +220,7 @@ def _with_host(model: PlanModel, wish: Wish, team: Team, nodes: Mapping[bytes, N
         if split is not None:
             have = holders(list(nodes.values()), model.files)
             lacking = tuple(node for node in split.nodes if node not in have)
-            return replace(split, lacking=lacking, common=replace(common, reasons=_reasons(split, team, wish)))
+            return replace(split, lacking=lacking, common=replace(common, reasons=_reasons(split, team, why_host)))
     return replace(_lacks(model, wish, team, missing, over, nodes), common=common)
 
 
@@ -206,11 +231,20 @@ def _too_few(model: PlanModel, wish: Wish, team: Team) -> Wait | None:
             f"--tensor-split has {len(wish.tensor_split)} numbers, but {there + 1} nodes can take part with "
             f"{team.host.shown} as host. It takes one a node: workers first, the host last."
         )
+        sentence += _who_could(team)
         return Wait(WaitCode.TENSOR_SPLIT, sentence)
     if there < wish.min_peers:
-        sentence = f"Waiting for {wish.min_peers} peers (--min-peers) to share {model.id} with; {there} can now."
+        sentence = f"{there} of {wish.min_peers} peers (--min-peers) can share {model.id} now."
+        sentence += _who_could(team)
         return Wait(WaitCode.MIN_PEERS, sentence)
     return None
+
+
+def _who_could(team: Team) -> str:
+    """What keeps others from taking part, and what to do about it."""
+    told = [why.sentence for why in team.excluded if why.code in _TOLD]
+    more = f" {len(told) - _MAX_TOLD} more nodes cannot take part either." if len(told) > _MAX_TOLD else ""
+    return "".join(f" {sentence}" for sentence in told[:_MAX_TOLD]) + more
 
 
 def _with_workers(demand: Demand, wish: Wish, team: Team) -> tuple[Split | None, int, str]:
@@ -246,31 +280,35 @@ def _fewest(
     return split
 
 
-def _reasons(split: Split, team: Team, wish: Wish) -> tuple[str, ...]:
+def _reasons(split: Split, team: Team, why_host: str) -> tuple[str, ...]:
     names = {node.node: node.shown for node in (team.host, *team.workers)}
-    why = "--host-node says so" if wish.host else f"it has most free memory ({size(team.host.free_bytes)})"
     layers: dict[bytes, int] = {}
     for share in split.shares:
         layers[share.place.node] = layers.get(share.place.node, 0) + share.layers
     parts = ", ".join(f"{names[node]} {layers.get(node, 0)}" for node in split.nodes)
-    return (f"{team.host.shown} is host: {why}.", f"Layers: {parts}; context {split.context_tokens:,} tokens.")
+    return (f"{team.host.shown} is host: {why_host}.", f"Layers: {parts}; context {split.context_tokens:,} tokens.")
 
 
 def _lacks(model: PlanModel, wish: Wish, team: Team, missing: int, over: str, nodes: Mapping[bytes, NodeFacts]) -> Wait:
     free = team.host.free_bytes + sum(node.free_bytes for node in team.workers)
     lack = f"{size(missing)} are missing" if missing > 1 else "its layers do not fit their devices"
     if over and wish.tensor_split:
-        sentence = f"By --tensor-split {over} would get more than it has: {lack} there."
+        sentence = f"By --tensor-split {over} would get more than it has: {lack} there. Give it a smaller number."
         return Wait(WaitCode.TENSOR_SPLIT, sentence, missing)
-    there = (
-        f"{1 + len(team.workers)} nodes have {size(free)} free"
-        if team.workers
-        else (f"{team.host.shown} has {size(free)} free, and no other node can share it")
-    )
-    sentence = f"{model.id} ({size(model.facts.weight_bytes)}) does not fit: {there}, {lack}."
+    if team.workers:
+        there = f"{1 + len(team.workers)} nodes have {size(free)} free"
+        sentence = f"{model.id} ({size(model.facts.weight_bytes)}) does not fit: {there}, {lack}."
+    else:
+        wanted = Wanted(wish.context_tokens, wish.slots)
+        alone = fit_model(model.id, model.facts, wanted, rooms_of(team.host)).sentence
+        sentence = f"{alone.rstrip('.')}, and no other node can share it."
     if team.unknown:
         more = sum(nodes[node].free_bytes for node in team.unknown)
         sentence += f" {len(team.unknown)} more ({size(more)}) are being measured."
         return Wait(WaitCode.MEASURING, sentence, missing)
-    sentence += " Add a node, lend more memory (--max-vram), or use a smaller quant or --ctx-size."
+    sentence += _who_could(team)
+    sentence += (
+        " Add a node with --rpc-peers, which lends memory, or with --split; give more (--max-vram); or use a smaller "
+        "quant or --ctx-size."
+    )
     return Wait(WaitCode.MEMORY, sentence, missing)
