@@ -17,7 +17,7 @@ import click
 
 from agentmesh.cli.node import parse_gigabytes
 from agentmesh.cli.node_options import split_options
-from agentmesh.cli.output import emit_json, note, safe_line
+from agentmesh.cli.output import bytes_text, emit_json, note, safe_line
 from agentmesh.cli.split_flags import split_body
 from agentmesh.control.api_keys import KEY_VARIABLE
 from agentmesh.control.client import NodeClient
@@ -224,22 +224,18 @@ def progress_line(status: Mapping[str, Any], *, fine: bool = True) -> str:
         percent = 100 * done // total
         parts.append(f"{percent if fine else percent // 10 * 10} %")
         if fine:
-            parts.append(f"{_gigabytes(done)} of {_gigabytes(total)}")
+            parts.append(f"{bytes_text(done)} of {bytes_text(total)}")
     if status["state"] == "ready":
         parts.append(
             f"{int(status['context_tokens']):,} tokens of context, {status['slots']} at once, on {_place(status)}"
         )
-    elif status["state"] in ("waiting", "standby") and status.get("reason"):
+    elif status["state"] in ("waiting", "loading", "standby") and status.get("reason"):
         parts.append(str(status["reason"]))
     return safe_line(f"{status['id']}: {', '.join(parts)}")
 
 
 def _place(status: Mapping[str, Any]) -> str:
     return str(status.get("device") or "the CPU")
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _show_hints(client: NodeClient, model: str) -> None:

@@ -204,7 +204,7 @@ def _lent(work: WorkStatus) -> LentPart:
         held_bytes=work.held_bytes,
         confinement=work.confinement,
         sent_bytes=counters.reply_bytes if counters is not None else 0,
-        received_bytes=counters.out_bytes if counters is not None else 0,
+        received_bytes=counters.in_bytes + counters.blind_bytes if counters is not None else 0,
     )
 
 

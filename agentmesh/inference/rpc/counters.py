@@ -61,6 +61,11 @@ class RelayCounters:
         return {_name(command): count for command, count in sorted(self._by_command.items())}
 
     @property
+    def in_bytes(self) -> int:
+        """All that came in as requests."""
+        return sum(count.in_bytes for count in self._by_command.values())
+
+    @property
     def out_bytes(self) -> int:
         """All that went on as requests."""
         return sum(count.out_bytes for count in self._by_command.values())

@@ -222,6 +222,9 @@ class HostLease:
                 self._fail(WorkerLost(f"The worker {self._name} said what cannot be: {wrong}"))
             else:
                 self.sentence = "lends its RPC server"
+                if not said.same_files:
+                    why = f": {sentence}" if sentence else ""
+                    self.sentence += f"; this node sends it the weights{why}"
                 self._is_open = True
                 self._ready.set_result(said)
         elif said.state is JobState.WAIT and self._is_waiting and sentence and sentence != self.sentence:

@@ -35,7 +35,10 @@ def split_families(relays: Iterable[Relayed]) -> Iterable[Metric]:
         for command, count in relay.counts.items():
             requests.add_metric([*labels, command], count.requests)
             trips.add_metric([*labels, command], count.round_trips)
-            sizes.add_metric([*labels, command, "out"], count.out_bytes)
+            on_the_mesh = (
+                count.out_bytes if relay.role == "host" else count.in_bytes
+            )  # an exit's way on is this machine's own
+            sizes.add_metric([*labels, command, "out"], on_the_mesh)
             sizes.add_metric([*labels, command, "reply"], count.reply_bytes)
         spared.add_metric(labels, relay.referenced_bytes)
         overdue.add_metric(labels, relay.overdue_s)

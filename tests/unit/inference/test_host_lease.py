@@ -90,7 +90,7 @@ async def test_a_worker_that_gets_ready_says_so_and_the_end_of_the_stream_is_the
         assert (ready.job, ready.devices) == ("job-1", ("",))
         assert here.said == ["fetching 10 %", "fetching [2J 20 %"]
         assert here.worker.asks == [ASK]
-        assert lease.sentence == "lends its RPC server"
+        assert lease.sentence == "lends its RPC server; this node sends it the weights"
         await lease.close()
         assert here.worker.open_now == 0  # its end was awaited
         assert here.lost == []
