@@ -36,6 +36,7 @@ from agentmesh.inference.presence import Publish
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady, with_held
 from agentmesh.inference.split.heard import HeardOffers
+from agentmesh.inference.split.paced import Paced
 from agentmesh.inference.split.telling import Telling
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.kinds import SPLIT
@@ -115,6 +116,7 @@ class SplitOffers:
         self._complained = ""
         self._was_tried = False  # to measure this machine
         self.telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
+        self._others = Paced("what others say", self._others_changed, now_ms or _loop_ms)
         rtts.follow(self._of_use, self._own_changed)
 
     # ------------------------------------------------------------------ life
@@ -130,6 +132,7 @@ class SplitOffers:
     async def stop(self) -> None:
         """Take back what was said, if that is quickly done."""
         await self._tasks.close()
+        await self._others.stop()
         await self._rtts.stop()
         await self.telling.stop()
 
@@ -276,17 +279,17 @@ class SplitOffers:
         """Records were stored; those of kind `split` matter."""
         changes = [self._hear(record) for record in records if record.kind == SPLIT.name]
         if any(changes):
-            self._others_changed()
+            self._others.soon()
 
     async def on_dropped(self, ids: Sequence[bytes], reason: str) -> None:
         """Records expired, were replaced, or their authors are out."""
         if self._heard.drop(ids):
-            self._others_changed()
+            self._others.soon()
 
     def on_peer_state(self, node: bytes, state: PeerState) -> None:
         """A peer came or went."""
         if self._heard.has(node):
-            self._others_changed()
+            self._others.soon()
 
     def _hear(self, record: Record) -> bool:
         """Whether anything changed."""
@@ -305,7 +308,7 @@ class SplitOffers:
         for listener in self._listeners:
             listener()
 
-    def _others(self) -> list[tuple[bytes, SplitOffer]]:
+    def _counting(self) -> list[tuple[bytes, SplitOffer]]:
         """Those that count."""
         return [(node, offer) for node, offer in self._alive() if not self._rtts.is_lost(node)]
 
@@ -335,11 +338,13 @@ class SplitOffers:
         own: list[NodeFacts] = []
         if self._was_tried and (self._lending.is_any or content in self._wants):
             own = [facts_of(self._own_offer(), self._me, content, is_client=self._is_client)]
-        return (*own, *(facts_of(offer, node, content) for node, offer in self._others()))
+        return (*own, *(facts_of(offer, node, content) for node, offer in self._counting()))
 
     def wishes(self, content: str) -> dict[bytes, Wish]:
         """What each node that wants the model wishes for it."""
-        said = {node: model.wish for node, offer in self._others() for model in offer.wants if model.content == content}
+        said = {
+            node: model.wish for node, offer in self._counting() for model in offer.wants if model.content == content
+        }
         if content in self._wants:
             said[self._me] = self._wants[content].wish
         return said
@@ -349,7 +354,7 @@ class SplitOffers:
         wanted = model_id.lower()
         names = sorted(
             f"{NodeFacts(node, name=offer.name).shown} ({short_id_text(node)})"
-            for node, offer in self._others()
+            for node, offer in self._counting()
             if any(model.id.lower() == wanted and model.content != content for model in offer.wants)
         )
         return [

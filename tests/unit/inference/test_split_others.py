@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
 import pytest
 
 from agentmesh.core.units import SECOND_MS
@@ -9,6 +12,7 @@ from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel
 from agentmesh.inference.logic.split_values import Claim, Wish
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.heard import MAX_NODES
+from agentmesh.inference.split.paced import BURST, PER_S
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.events import PeerState
 from tests.fakes.records import record
@@ -141,3 +145,19 @@ async def test_round_trips_are_said_the_nearest_first() -> None:
     assert offer is not None
     assert offer.rtt_ms == ((THIRD, 1.0), (OTHER, 20.0))
     assert world.now_ms < 1_000_000 + 3 * SECOND_MS
+
+
+async def test_a_flood_of_one_nodes_words_is_looked_at_a_few_times_a_second() -> None:
+    world = OffersWorld()
+    for number in range(500):
+        world.now_ms += 2
+        await world.hears(OTHER, msgspec.structs.replace(LENDER, machine_free_bytes=number), at_ms=number + 1)
+    assert BURST <= world.changes <= BURST + PER_S + 1
+    async with asyncio.timeout(10):
+        while world.changes <= BURST + PER_S:
+            await asyncio.sleep(0.001)
+            world.now_ms += 100
+            await world.hears(OTHER, msgspec.structs.replace(LENDER, name=str(world.now_ms)), at_ms=world.now_ms)
+    [facts] = world.offers.nodes(A)
+    assert facts.name == str(world.now_ms)  # what is asked for is answered by the newest word in any case
+    await world.offers.stop()
