@@ -33,6 +33,10 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Slot(msgspec.Struct):
+    is_processing: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSays:
     """The context of one slot in tokens and the number of slots, 0 where it does not tell; and the ids it answers to."""
@@ -52,6 +56,15 @@ async def ask_serving(address: EngineAddress) -> EngineSays:
     models = await _json(address, "/v1/models", _Models)
     context = max(props.default_generation_settings.n_ctx, 0)
     return EngineSays(context, max(props.total_slots, 0), tuple(model.id for model in models.data))
+
+
+async def is_busy(address: EngineAddress) -> bool:
+    """Whether it computes an answer; not, if it does not say."""
+    try:
+        slots = await _json(address, "/slots", list[_Slot])
+    except EngineFailed:
+        return False
+    return any(slot.is_processing for slot in slots)
 
 
 async def _json(address: EngineAddress, path: str, shape: type[T]) -> T:

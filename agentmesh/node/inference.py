@@ -103,8 +103,18 @@ class NodeInference:
             HubCache(HubSettings.from_environment().cache), FileIdentities.of_home(home), self.service.files
         )
         self.splits = NodeSplits(
-            home, node, mesh, self.service, serve, self._index, name=name, givers=self._file_givers, say=say
+            home,
+            node,
+            mesh,
+            self.service,
+            serve,
+            self._index,
+            name=name,
+            givers=self._file_givers,
+            hosts=self.directory.reachable,
+            say=say,
         )
+        self.directory.on_change(self.splits.spreader.hosts_changed)
         self.metrics.also(self.splits.families)
         self._blobs = BlobService(self._index)
         self._publisher = Publisher(mesh.publish, self._offer, lambda: len(mesh.peers()) + 1)

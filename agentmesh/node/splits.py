@@ -18,8 +18,8 @@ from agentmesh.core.paths import Home
 from agentmesh.inference.blob_index import BlobIndex
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineMissing
-from agentmesh.inference.logic.target import Target
 from agentmesh.inference.logic.split_values import short_id_text
+from agentmesh.inference.logic.target import Target
 from agentmesh.inference.rpc.exit import RpcExits
 from agentmesh.inference.rpc.weights import WeightHashes
 from agentmesh.inference.service import ModelService

@@ -99,6 +99,10 @@ class Directory:
         """All hosts of one model, this node first."""
         return self._roster.targets(model_id)
 
+    def reachable(self, model_id: str) -> list[Target]:
+        """All hosts of one model that are neither suspect nor dead, this node first."""
+        return [target for target in self._roster.targets(model_id) if target.node not in self.out()]
+
     def sharded(self) -> Collection[str]:
         """The models of which some hosts have a part of the experts only."""
         return self._roster.sharded()

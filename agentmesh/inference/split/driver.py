@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from agentmesh.core.errors import AgentMeshError
@@ -61,6 +61,8 @@ class SplitDriver:
     Args:
         publish: puts a claim into this node's record.
         reported: told of every change that status shows.
+        serving: the other nodes that answer for the model now, each with the name of its shard ("": the whole model).
+        drain: lets the engine finish what it answers, within a bound; nothing new reaches it from then on.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class SplitDriver:
         publish: Callable[[Claim | None], None],
         run_plan: RunPlan,
         reported: Callable[[], None] = lambda: None,
+        serving: Callable[[], Mapping[bytes, str]] = dict,
+        drain: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._me = me
         self._content = content
@@ -80,9 +84,12 @@ class SplitDriver:
         self._publish = publish
         self._run_plan = run_plan
         self._reported = reported
+        self._serving = serving
+        self._drain = drain
         self._replan = Replan(me, planner)
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self._changed = False  # records did, since they were last looked at
+        self._wished = False  # the same of wishes
         self._tasks = TaskSet("split")
         self._work: asyncio.Task[str] | None = None
         self._shards = ShardKeeping(me)
@@ -127,7 +134,13 @@ class SplitDriver:
 
     def wish_changed(self) -> None:
         """The agreed wish, or the model, is another one: the planner answers differently now."""
-        self._put(WishChanged())
+        if not self._wished:
+            self._wished = True
+            self._put(WishChanged())
+
+    def weigh(self, outcome: Outcome, *, is_wish: bool) -> Outcome:
+        """For the planner: what counts of a plan while shards answer. See ShardKeeping."""
+        return self._shards.weigh(outcome, _now_ms(), self._serving(), is_wish=is_wish)
 
     def _put(self, event: Event) -> None:
         try:
@@ -144,8 +157,10 @@ class SplitDriver:
             while True:
                 self._handle(await self._next_event())
         finally:
-            await to_its_end(self._tasks.close(grace_s=END_S), name="split")
-            self._publish(None)
+            try:
+                await to_its_end(self._tasks.close(grace_s=END_S), name="split")
+            finally:
+                self._publish(None)
 
     async def _next_event(self) -> Event:
         wakes = [self._replan.next_wake_ms(), self._shards.next_wake_ms(_now_ms())]
@@ -159,6 +174,8 @@ class SplitDriver:
             return TimePassed()
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, WishChanged):
+            self._wished = False
         if isinstance(event, NodesChanged):
             self._changed = False
             event = NodesChanged(self._sees.nodes(self._content))
@@ -186,15 +203,20 @@ class SplitDriver:
     def _begin(self, plan: Solo | Split | Shards, term: int) -> None:
         before, self._work = self._work, None
         if before is not None and not before.done():  # a shard, in whose place the whole model comes
-            before.cancel()
+            self._shards.gives_way()
         self.is_ready = False
         self._work = work = self._tasks.spawn(self._run(plan, term, before), name="run plan")
         # Not at the end of `_run`: a task that is cancelled before its first step never gets there.
         work.add_done_callback(lambda task: self._over(plan, task))
+        if before is not None:
+            work.add_done_callback(lambda _: before.cancel())
 
     async def _run(self, plan: Solo | Split | Shards, term: int, before: asyncio.Task[str] | None) -> str:
         if before is not None:  # also when this one is cancelled: it is over when nothing of both is left
-            await to_its_end(_until_over(before), name="shard before")
+            try:
+                await self._end_gently(before)
+            finally:
+                await to_its_end(_until_over(before), name="shard before")
         try:
             return await self._run_plan(plan, term, self._became_ready)
         except WorkerTermSeen as error:
@@ -219,20 +241,36 @@ class SplitDriver:
         self.sentence = reason
         if isinstance(plan, Shards):
             self._shards.ended(_now_ms())
-            self._put(WishChanged())  # plan again, after the debounce
+            self.wish_changed()  # plan again, after the debounce
         else:
             self._put(HostEnded(reason))
 
     def _look_at_shards(self) -> None:
-        is_free = self._replan.state is State.FOLLOWING
-        match self._shards.look(self._replan.outcome, _now_ms(), is_free=is_free):
+        move = self._shards.look(
+            self._replan.outcome,
+            _now_ms(),
+            self._serving(),
+            is_free=self._replan.state is State.FOLLOWING,
+            is_hosted=bool(self.hosts),
+        )
+        match move:
             case ShardMove.BEGIN if self._shards.running is not None:
                 self.sentence = " ".join(self._shards.running.common.reasons)
                 self._begin(self._shards.running, 0)
             case ShardMove.END if self._work is not None:
-                self._work.cancel()
+                self._tasks.spawn(self._end_gently(self._work), name="end shard")
+            case ShardMove.REPLAN:
+                self.wish_changed()
             case _:
                 pass
+
+    async def _end_gently(self, shard: asyncio.Task[str]) -> None:
+        """End what answers requests once it has answered them."""
+        try:
+            if self._drain is not None and not shard.done():
+                await self._drain()
+        finally:
+            shard.cancel()
 
 
 async def _until_over(task: asyncio.Task[str]) -> None:

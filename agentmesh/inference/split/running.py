@@ -8,6 +8,7 @@ Owns what a run takes (engine, leases, memory) from its beginning to its end. De
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet, to_its_end
 from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.engine_questions import is_busy
 from agentmesh.inference.fetching import ModelFiles, check
 from agentmesh.inference.logic.fit import NO_DEVICE, Wanted, fit_model, size
 from agentmesh.inference.logic.split_offer import MACHINE
@@ -35,6 +37,8 @@ HOST_GRACE_S: Final = 1.0  # a split's engine has nothing to save, and one that 
 HURRIED_S: Final = 1.5  # for workers' ends when the node stops: they end by themselves, too
 MEMORY_S: Final = 12.0  # until what this node computes for a host that has gone is given back, at the latest
 LOOK_S: Final = 1.0
+DRAIN_S: Final = 60.0  # for answers that a shard gives when it is to end; longer ones are cut
+DRAIN_LOOK_S: Final = 0.25
 
 
 class PlanRunner:
@@ -44,6 +48,7 @@ class PlanRunner:
         run: the model; its engine is started and ended here.
         view: what status shows.
         hold: told what this node's part takes, by device, for its record; nothing when it is over.
+        make_way: ends what this node computes for an older host of the model (content, term).
         rpc_version: of this node's engine, as its record says.
         min_experts: as the plan was made with.
     """
@@ -59,6 +64,7 @@ class PlanRunner:
         memory: MemoryBook,
         shards: ShardMaker,
         hold: Callable[[Held], None],
+        make_way: Callable[[str, int], None],
         rpc_version: Callable[[], tuple[int, int, int]],
         min_experts: Callable[[], int],
     ) -> None:
@@ -70,6 +76,7 @@ class PlanRunner:
         self._memory = memory
         self._shards = shards
         self._hold = hold
+        self._make_way = make_way
         self._rpc_version = rpc_version
         self._min_experts = min_experts
         self._tasks = TaskSet("run plan")
@@ -79,8 +86,20 @@ class PlanRunner:
         """Of the split that is hosted now."""
         return self._host.status() if self._host is not None else ()
 
+    async def drain(self) -> None:
+        """Take no new requests, and let the engine finish those that it has; at most DRAIN_S."""
+        run = self._run
+        run.set_state(ModelState.LOADING, "Another part takes its place; it answers what it was asked before.")
+        idle = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while idle < 2 and run.process is not None and run.process.address is not None:
+                    await asyncio.sleep(DRAIN_LOOK_S)  # first: what was on its way is there then
+                    idle = 0 if await is_busy(run.process.address) else idle + 1
+
     async def run(self, plan: Solo | Split | Shards, term: int, ready: Callable[[], None]) -> str:
         """See the module. `ready` is called when the engine answers."""
+        self._make_way(self._content, term)
         view = self._view
         view.role = {Solo: "alone", Split: "host", Shards: "shard"}[type(plan)]
         view.sentence = " ".join(plan.common.reasons)
@@ -117,8 +136,14 @@ class PlanRunner:
             ready()
             return await _gone(run)
         finally:
-            await to_its_end(run.stop_engine(_grace_s(run)), name="whole model")
-            run.fit = None
+            await to_its_end(self._end_alone(), name="whole model")
+
+    async def _end_alone(self) -> None:
+        """Of an engine with the whole model, or a shard."""
+        run = self._run
+        await run.stop_engine(HOST_GRACE_S if run.hurried else None)
+        self._memory.release((run, "shard"))
+        run.fit = None
 
     # ------------------------------------------------------------------ layers
 
@@ -252,9 +277,7 @@ class PlanRunner:
             ready()
             return await _gone(run)
         finally:
-            await to_its_end(run.stop_engine(_grace_s(run)), name="shard")
-            self._memory.release((run, "shard"))
-            run.fit = None
+            await to_its_end(self._end_alone(), name="shard")
 
     async def _take_part_memory(self, part: ModelFiles, plan: Shards) -> None:
         """Raises: DoesNotFit."""
@@ -279,10 +302,6 @@ def _device(name: str | None) -> str:
 def _last_of_host(plan: Split) -> str | None:
     """Where the plan has counted the draft: the host's last device, or its machine's memory."""
     return next((share.place.device for share in reversed(plan.shares) if share.place.is_host), None)
-
-
-def _grace_s(run: ModelRun) -> float | None:
-    return HOST_GRACE_S if run.hurried else None
 
 
 def _gone_future(run: ModelRun) -> asyncio.Future[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -22,6 +22,7 @@ from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.model_parts import model_parts
 from agentmesh.inference.logic.plan import make_plan, plan_digest
 from agentmesh.inference.logic.replan import State
+from agentmesh.inference.logic.shard_name import ranking_warning
 from agentmesh.inference.logic.split_offer import WantedModel, content_of
 from agentmesh.inference.logic.split_values import (
     NO_RPC_VERSION,
@@ -33,8 +34,10 @@ from agentmesh.inference.logic.split_values import (
     Solo,
     Split,
     Wait,
+    Way,
     Wish,
 )
+from agentmesh.inference.logic.target import Target
 from agentmesh.inference.logic.wishes import agreed_wish
 from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.model_run import ModelRun
@@ -68,13 +71,16 @@ class Offers(Tells, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpreadParts:
-    """What all spread models of a node share."""
+    """What all spread models of a node share. `make_way`: ends what this node computes for an older host of a model (content, term).
+    `hosts`: of the model with that id, those that can be reached, this node among them."""
 
     host: HostParts
     memory: MemoryBook
     identities: FileIdentities
     shards: ShardMaker
     say: Callable[[str], None]
+    make_way: Callable[[str, int], None] = lambda _content, _term: None
+    hosts: Callable[[str], Iterable[Target]] = lambda _model_id: ()
 
 
 class Spreader:
@@ -117,6 +123,11 @@ class Spreader:
             del self._followed[content]
             self._offers.unwant(content)
 
+    def hosts_changed(self) -> None:
+        """Other nodes answer for models now, or do not any more."""
+        for followed in self._followed.values():
+            followed.hosts_changed()
+
     def workers(self) -> list[tuple[str, WorkerStatus]]:
         """(model, worker) of every split that this node hosts."""
         return [(one.run.id, worker) for one in self._followed.values() for worker in one.workers()]
@@ -150,9 +161,12 @@ class _Followed:
         self._offers = offers
         self._say = parts.say
         self._name_of = parts.host.name_of
+        self._hosts = parts.hosts
+        self._serving: dict[bytes, str] = {}
         self._content = content = model.files[0]
         self._claim: Claim | None = None
         self._held: Held = ()
+        self._differing: tuple[str, ...] = ()
         self._advised: tuple[Outcome | None, tuple[str, ...]] = (None, ())
         self._shown: tuple[ModelState, str] | None = None
         self._is_over = False
@@ -166,16 +180,26 @@ class _Followed:
             memory=parts.memory,
             shards=parts.shards,
             hold=self._hold,
+            make_way=parts.make_way,
             rpc_version=self._rpc_version,
             min_experts=lambda: self._wish.min_experts,
         )
         self._driver = SplitDriver(
-            me, content, self, offers, publish=self._publish, run_plan=runner.run, reported=self._report
+            me,
+            content,
+            self,
+            offers,
+            publish=self._publish,
+            run_plan=runner.run,
+            reported=self._report,
+            serving=lambda: self._serving,
+            drain=runner.drain,
         )
 
     async def follow(self) -> None:
         self._tell()
         self.offers_changed()
+        self.hosts_changed()
         try:
             await self._driver.run()
         finally:
@@ -184,11 +208,23 @@ class _Followed:
     def offers_changed(self) -> None:
         wishes = {**self._offers.wishes(self._content), self._me: self._own_wish}
         wish, differing = agreed_wish(wishes, self._name_of)
-        self._view.advice = (*differing, *self._offers.same_name(self._model.id, self._content))[:MAX_ADVICE]
+        self._differing = (*differing, *self._offers.same_name(self._model.id, self._content))
+        self._show_advice()
         if wish != self._wish:
             self._wish = wish
             self._driver.wish_changed()
         self._driver.nodes_changed()
+
+    def hosts_changed(self) -> None:
+        serving = {
+            target.node: target.model.shard
+            for target in self._hosts(self.run.id)
+            if target.node != self._me and target.model.ready and target.model.sha256 == self.run.sha256
+        }
+        if serving != self._serving:
+            self._serving = serving
+            self._show_advice()
+            self._driver.nodes_changed()
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         """Of the split that this node hosts."""
@@ -217,7 +253,7 @@ class _Followed:
 
     def plan(self, nodes: tuple[NodeFacts, ...]) -> Outcome:
         """What the mesh should do with the model."""
-        return make_plan(self._model, self._wish, nodes)
+        return self._driver.weigh(make_plan(self._model, self._wish, nodes), is_wish=self._wish.way == Way.LAYERS)
 
     def digest(self, plan: Outcome) -> str:
         """Names a plan."""
@@ -265,13 +301,24 @@ class _Followed:
         """Once for each plan that runs: how fast it should be, and what would be faster."""
         plan = self._driver.plan
         self._shown = None
-        if plan is self._advised[0] or isinstance(plan, Shards | None):
+        if isinstance(plan, Shards | None):
+            self._show_advice()
+            return
+        if plan is self._advised[0]:
             return
         advice = advise(self._model, self._wish, self._offers.nodes(self._content), plan)
         self._advised = (plan, advice.sentences)
         for sentence in advice.sentences:
             self._say(f"{self._model.id}: {sentence}")
-        self._view.advice = (*self._view.advice, *advice.sentences)[:MAX_ADVICE]
+        self._show_advice()
+
+    def _show_advice(self) -> None:
+        """What nodes differ about, what there is to say of shards side by side, and other ways."""
+        plan, others = self._advised
+        shards = [self._view.shard, *self._serving.values()] if self._view.shard else []
+        warning = ranking_warning(shards)
+        told = (*self._differing, *([warning] if warning else []), *(others if plan is self._driver.plan else ()))
+        self._view.advice = told[:MAX_ADVICE]
 
 
 def _wish(run: ModelRun, flags: SplitFlags) -> Wish:
