@@ -195,7 +195,8 @@ def show_models(report: Mapping[str, Any]) -> None:
     _show_table(("model", "state", "context", "slots", "on"), rows)
     for model in models:
         for line in _about_model(model):
-            click.echo(safe_line(f"{model['id']}: {line}"))
+            is_about_it = line.startswith(f"{model['id']} ")  # "7b needs 6.9 GB: …"
+            click.echo(safe_line(line if is_about_it else f"{model['id']}: {line}"))
 
 
 def _about_model(model: Mapping[str, Any]) -> Iterable[str]:

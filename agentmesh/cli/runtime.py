@@ -235,6 +235,8 @@ def progress_line(status: Mapping[str, Any], *, fine: bool = True) -> str:
 
 
 def _place(status: Mapping[str, Any]) -> str:
+    if status.get("role") == "host":
+        return f"{len(status['nodes'])} nodes"
     return str(status.get("device") or "the CPU")
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from agentmesh.inference.logic.gguf_facts import ModelFacts, VocabularyFacts
 from agentmesh.inference.logic.kv_cache import LayerCache
-from agentmesh.inference.logic.split_values import DeviceFacts, ModelParts, NodeFacts, PlanModel
+from agentmesh.inference.logic.plan import make_plan
+from agentmesh.inference.logic.split_values import (
+    DeviceFacts,
+    ModelParts,
+    NodeFacts,
+    Outcome,
+    PlanModel,
+    Split,
+    Wait,
+    Wish,
+)
 
 GB = 1_000_000_000
 COMMIT = "0c1e570aa"
@@ -93,3 +103,24 @@ def a_node(
 def near(*others: int, ms: float = 1.0) -> dict[int, float]:
     """Round trips to these nodes."""
     return dict.fromkeys(others, ms)
+
+
+MODEL = a_model()
+TWO = [a_node(1, 16, rtts=near(2)), a_node(2, 14)]
+THREE = [a_node(1, 16, rtts={2: 1, 3: 10}), a_node(2, 8), a_node(3, 8)]
+
+
+def plan(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Outcome:
+    return make_plan(model, wish or Wish(), nodes)
+
+
+def split(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Split:
+    outcome = plan(nodes, wish, model)
+    assert isinstance(outcome, Split), outcome
+    return outcome
+
+
+def wait(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Wait:
+    outcome = plan(nodes, wish, model)
+    assert isinstance(outcome, Wait), outcome
+    return outcome

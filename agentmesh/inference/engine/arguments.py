@@ -5,13 +5,13 @@ Owns which option means what in which version, and the engine's environment. Sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from agentmesh.inference.engine.engine import Engine
-from agentmesh.inference.engine.errors import EngineTooOld
+from agentmesh.inference.engine.flags import needed, optional
 from agentmesh.inference.logic.target import EngineAddress
 
 # Threads of the server's HTTP side: each connection holds one, idle or not (cpp-httplib); they cost a stack each.
@@ -88,6 +88,7 @@ class ServerPlan:
         embeddings: /v1/embeddings answers too (beside chat). Costs an output buffer of 512 x vocabulary x 4 bytes.
         extra: more options, as they are; they come last, so they win.
         pooling: of embeddings: "last" unless the model's file has its own; then None.
+        is_owed: whether somebody else owes it a reply, and is watched for that; it then does nothing itself for as long as it takes.
     """
 
     model: Path
@@ -99,6 +100,7 @@ class ServerPlan:
     embeddings: bool = False
     extra: tuple[str, ...] = ()
     pooling: str | None = DEFAULT_POOLING
+    is_owed: Callable[[], bool] | None = field(default=None, compare=False)
 
 
 def server_arguments(engine: Engine, plan: ServerPlan, address: EngineAddress) -> list[str]:
@@ -109,34 +111,35 @@ def server_arguments(engine: Engine, plan: ServerPlan, address: EngineAddress) -
     """
     flags = engine.flags
     words = [
-        *_needed(flags, ("--model", "-m"), str(plan.model.absolute())),
-        *_needed(flags, ("--alias", "-a"), plan.model_id),
-        *_needed(flags, ("--ctx-size", "-c"), str(plan.context_tokens)),
-        *_needed(flags, ("--parallel", "-np"), str(plan.slots)),
+        *needed(flags, ("--model", "-m"), str(plan.model.absolute())),
+        *needed(flags, ("--alias", "-a"), plan.model_id),
+        *needed(flags, ("--ctx-size", "-c"), str(plan.context_tokens)),
+        *needed(flags, ("--parallel", "-np"), str(plan.slots)),
         *_listening(flags, address),
-        *_optional(flags, ("--no-ui", "--no-webui")),
-        *_optional(flags, ("--jinja",)),
-        *_optional(flags, ("--metrics",)),
-        *_optional(flags, ("--slots",)),
-        *_optional(flags, ("--offline",)),
-        *_optional(flags, ("--fit", "-fit"), "off"),  # the plan was made to fit; a silent change would make it wrong
-        *_optional(flags, ("--log-colors",), "off"),
-        *_optional(flags, ("--threads-http",), str(max(HTTP_THREADS, 2 * plan.slots))),
+        *optional(flags, ("--no-ui", "--no-webui")),
+        *optional(flags, ("--jinja",)),
+        *optional(flags, ("--metrics",)),
+        *optional(flags, ("--slots",)),
+        *optional(flags, ("--offline",)),
+        *optional(flags, ("--fit", "-fit"), "off"),  # the plan was made to fit; a silent change would make it wrong
+        *optional(flags, ("--log-colors",), "off"),
+        *optional(flags, ("--threads-http",), str(max(HTTP_THREADS, 2 * plan.slots))),
         *_device(engine, plan.device),
     ]
     if plan.projector is not None:
-        words += _needed(flags, ("--mmproj", "-mm"), str(plan.projector.absolute()))
+        words += needed(flags, ("--mmproj", "-mm"), str(plan.projector.absolute()))
     if plan.embeddings:
-        words += _needed(flags, ("--embeddings", "--embedding"))
+        words += needed(flags, ("--embeddings", "--embedding"))
         if plan.pooling is not None:
-            words += _needed(flags, ("--pooling",), plan.pooling)
+            words += needed(flags, ("--pooling",), plan.pooling)
     return [*words, *plan.extra]
 
 
 def engine_environment(own: Mapping[str, str], address: EngineAddress) -> dict[str, str]:
     """What the engine gets of this process's environment, and its key: an environment is its user's alone, a command line everybody's."""
     kept = {name: value for name, value in own.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)}
-    kept["GGML_NO_BACKTRACE"] = "1"  # an engine that aborts, as a split's does without its worker, would start a debugger first
+    # An engine that aborts, as a split's does without its worker, would start a debugger first.
+    kept["GGML_NO_BACKTRACE"] = "1"
     if address.api_key is not None:
         kept["LLAMA_API_KEY"] = address.api_key
     return kept
@@ -144,29 +147,13 @@ def engine_environment(own: Mapping[str, str], address: EngineAddress) -> dict[s
 
 def _listening(flags: frozenset[str], address: EngineAddress) -> list[str]:
     if address.socket is not None:
-        return _needed(flags, ("--host",), address.socket)
-    return [*_needed(flags, ("--host",), "127.0.0.1"), *_needed(flags, ("--port",), str(address.port))]
+        return needed(flags, ("--host",), address.socket)
+    return [*needed(flags, ("--host",), "127.0.0.1"), *needed(flags, ("--port",), str(address.port))]
 
 
 def _device(engine: Engine, device: str | None) -> list[str]:
     """Where the layers go. Without a word on it old builds take the CPU and new ones whatever fits at that moment."""
     if device == NO_DEVICE or (device is None and not engine.devices):
-        return _optional(engine.flags, ("--device", "-dev"), NO_DEVICE) if engine.devices else []
-    chosen = [] if device is None else _needed(engine.flags, ("--device", "-dev"), device)
-    return [*chosen, *_optional(engine.flags, ("--n-gpu-layers", "--gpu-layers", "-ngl"), ALL_LAYERS)]
-
-
-def _needed(flags: frozenset[str], names: Sequence[str], *value: str) -> list[str]:
-    for name in names:
-        if name in flags:
-            return [name, *value]
-    raise EngineTooOld(
-        f"The llama.cpp engine knows no option {names[0]}. Build a newer one with: agentmesh engine install"
-    )
-
-
-def _optional(flags: frozenset[str], names: Sequence[str], *value: str) -> list[str]:
-    for name in names:
-        if name in flags:
-            return [name, *value]
-    return []
+        return optional(engine.flags, ("--device", "-dev"), NO_DEVICE) if engine.devices else []
+    chosen = [] if device is None else needed(engine.flags, ("--device", "-dev"), device)
+    return [*chosen, *optional(engine.flags, ("--n-gpu-layers", "--gpu-layers", "-ngl"), ALL_LAYERS)]

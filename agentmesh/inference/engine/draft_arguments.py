@@ -6,16 +6,17 @@ workers of a split, where its tensors have the names of the target's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from agentmesh.inference.engine.arguments import ALL_LAYERS, NO_DEVICE
 from agentmesh.inference.engine.engine import Engine
-from agentmesh.inference.engine.errors import EngineTooOld
+from agentmesh.inference.engine.flags import needed, optional
 
 # Since drafts are one of several ways to speculate, one that is only named by --model-draft is loaded and not used.
 DRAFT_TYPE: Final = "draft-simple"
+_needed = partial(needed, so="it cannot use a draft")
 
 
 def draft_arguments(engine: Engine, draft: Path, max_tokens: int, *, device: str = NO_DEVICE) -> list[str]:
@@ -31,25 +32,10 @@ def draft_arguments(engine: Engine, draft: Path, max_tokens: int, *, device: str
     words = [
         *_needed(flags, ("--spec-draft-model", "--model-draft", "-md"), str(draft.absolute())),
         *_needed(flags, ("--spec-draft-n-max", "--draft-max", "--draft-n", "--draft"), str(max_tokens)),
-        *_optional(flags, ("--spec-type",), DRAFT_TYPE),
+        *optional(flags, ("--spec-type",), DRAFT_TYPE),
     ]
     devices = ("--spec-draft-device", "--device-draft", "-devd")
     layers = ("--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft", "-ngld")
     if device == NO_DEVICE:
-        return [*words, *_needed(flags, devices, NO_DEVICE), *_optional(flags, layers, "0")]
-    return [*words, *_needed(flags, devices, device), *_optional(flags, layers, ALL_LAYERS)]
-
-
-def _needed(flags: frozenset[str], names: Sequence[str], value: str) -> list[str]:
-    if found := _optional(flags, names, value):
-        return found
-    raise EngineTooOld(
-        f"The llama.cpp engine knows no option {names[0]}, so it cannot use a draft. Build a newer one with: agentmesh engine install"
-    )
-
-
-def _optional(flags: frozenset[str], names: Sequence[str], value: str) -> list[str]:
-    for name in names:
-        if name in flags:
-            return [name, value]
-    return []
+        return [*words, *_needed(flags, devices, NO_DEVICE), *optional(flags, layers, "0")]
+    return [*words, *_needed(flags, devices, device), *optional(flags, layers, ALL_LAYERS)]

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentmesh.inference.engine.arguments import NO_DEVICE
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineTooOld
+from agentmesh.inference.engine.flags import needed
 from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.split_values import Place, Split
 
 # The output and, where it is the same tensor, the token embeddings: beside a worker, logits would come back at each token.
 OUTPUT_ON_CPU: Final = r"^(output|token_embd)\.weight$=CPU"
 KV_TYPE: Final = "f16"  # the plan counted two bytes an element; unequal types on K and V crashed
+_needed = partial(needed, so="it cannot share a model with other nodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,3 @@ def _projector_on_host(flags: frozenset[str]) -> list[str]:
     if flags & {"--mmproj-device", "-mmdev"}:
         return _needed(flags, ("--mmproj-device", "-mmdev"), NO_DEVICE)
     return _needed(flags, ("--no-mmproj-offload",))
-
-
-def _needed(flags: frozenset[str], names: Sequence[str], *value: str) -> list[str]:
-    for name in names:
-        if name in flags:
-            return [name, *value]
-    raise EngineTooOld(
-        f"The llama.cpp engine knows no option {names[0]}, so it cannot share a model with other nodes. "
-        "Build a newer one with: agentmesh engine install"
-    )

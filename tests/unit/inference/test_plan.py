@@ -7,13 +7,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from agentmesh.inference.logic.plan import make_plan, plan_digest
+from agentmesh.inference.logic.plan import plan_digest
 from agentmesh.inference.logic.split_values import (
     Common,
     ExclusionCode,
     NodeFacts,
     Outcome,
-    PlanModel,
     Shards,
     Solo,
     Split,
@@ -23,27 +22,7 @@ from agentmesh.inference.logic.split_values import (
     Wish,
 )
 from agentmesh.mesh.identity import encode_id
-from tests.fakes.split_world import GB, a_model, a_node, near, node_id
-
-MODEL = a_model()
-TWO = [a_node(1, 16, rtts=near(2)), a_node(2, 14)]
-THREE = [a_node(1, 16, rtts={2: 1, 3: 10}), a_node(2, 8), a_node(3, 8)]
-
-
-def plan(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Outcome:
-    return make_plan(model, wish or Wish(), nodes)
-
-
-def split(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Split:
-    outcome = plan(nodes, wish, model)
-    assert isinstance(outcome, Split), outcome
-    return outcome
-
-
-def wait(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Wait:
-    outcome = plan(nodes, wish, model)
-    assert isinstance(outcome, Wait), outcome
-    return outcome
+from tests.fakes.split_world import GB, TWO, a_model, a_node, near, node_id, plan, split, wait
 
 
 def why(outcome: Outcome, number: int) -> tuple[ExclusionCode, str]:

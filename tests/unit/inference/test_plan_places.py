@@ -5,30 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.inference.logic.fit import buffer_bytes
-from agentmesh.inference.logic.plan import make_plan
-from agentmesh.inference.logic.split_values import NodeFacts, Outcome, PlanModel, Split, Wait, WaitCode, Wish
-from tests.fakes.split_world import GB, a_model, a_node, near, node_id
-
-MODEL = a_model()
-TWO = [a_node(1, 16, rtts=near(2)), a_node(2, 14)]
-THREE = [a_node(1, 16, rtts={2: 1, 3: 10}), a_node(2, 8), a_node(3, 8)]
-
-
-def plan(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Outcome:
-    return make_plan(model, wish or Wish(), nodes)
-
-
-def split(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Split:
-    outcome = plan(nodes, wish, model)
-    assert isinstance(outcome, Split), outcome
-    return outcome
-
-
-def wait(nodes: list[NodeFacts], wish: Wish | None = None, model: PlanModel = MODEL) -> Wait:
-    outcome = plan(nodes, wish, model)
-    assert isinstance(outcome, Wait), outcome
-    return outcome
-
+from agentmesh.inference.logic.split_values import Wait, WaitCode, Wish
+from tests.fakes.split_world import GB, MODEL, THREE, TWO, a_model, a_node, near, node_id, plan, split, wait
 
 # ------------------------------------------------------------------ placing
 
