@@ -103,6 +103,14 @@ async def ready(engine: EngineProcess) -> int:
     return engine.status.pid
 
 
+def asleep(folder: Path) -> Path:
+    """A program that neither listens nor uses the processor."""
+    program = folder / "asleep"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    return program
+
+
 def lives(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -238,11 +246,8 @@ async def test_a_failed_engine_can_be_started_again(engines: Engines, folder: Pa
 
 
 async def test_an_engine_that_is_never_ready_and_does_nothing_is_given_up(engines: Engines) -> None:
-    asleep = engines.folder / "asleep"  # neither listens nor uses the processor
-    asleep.write_text("#!/bin/sh\nexec sleep 60\n")
-    asleep.chmod(0o755)
     with pytest.raises(EngineFailed, match="never became ready"):
-        await ready(engines.make(program=asleep))
+        await ready(engines.make(program=asleep(engines.folder)))
 
 
 @pytest.mark.parametrize("sign", ["--load-noise", "--load-work"])
@@ -251,6 +256,19 @@ async def test_loading_may_take_longer_than_the_limit_without_progress(engines: 
     began = time.monotonic()
     await ready(engine)
     assert time.monotonic() - began > LIMITS.stall_ms / 1000
+
+
+async def test_an_engine_that_others_owe_a_reply_may_do_nothing_for_as_long(engines: Engines) -> None:
+    """A worker of a split reads its part from a slow disk; that it does so is watched there."""
+    owed = True
+    engine = engines.make(program=asleep(engines.folder), is_owed=lambda: owed)
+    await engine.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(engine.wait_ready(), 2 * LIMITS.stall_ms / 1000)
+    assert engine.status.state is State.LOADING
+    owed = False
+    with pytest.raises(EngineFailed, match="never became ready"):
+        await asyncio.wait_for(engine.wait_ready(), WAIT_S)
 
 
 async def test_an_engine_that_stops_answering_is_replaced(engines: Engines) -> None:

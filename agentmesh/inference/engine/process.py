@@ -249,7 +249,7 @@ class EngineProcess:
             now_s = _now_ms() / 1000
             if not healthy and now_s >= self._look_s:
                 self._look_s = now_s + min(PROGRESS_EVERY_S, self._limits.stall_ms / 1000 / 4)
-                if progress.seen():
+                if progress.seen() or (self._plan.is_owed is not None and self._plan.is_owed()):
                     self._events.put_nowait(ProgressSeen())
             self._events.put_nowait(HealthAnswered() if healthy else HealthFailed())
         finally:

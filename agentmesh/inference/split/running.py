@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 from agentmesh.core.errors import AgentMeshError
@@ -182,6 +183,8 @@ class PlanRunner:
                 draft=run.draft,
                 draft_device=_last_of_host(plan),
             )
+            # A worker may read its part from a slow disk for minutes, in which the host's engine does nothing.
+            server = replace(server, is_owed=lambda: host.overdue_s > 0)
             self._view.context_tokens, self._view.slots = plan.context_tokens, plan.slots
             if (why := await self._unless(lost, run.run_engine(server))) is not None:
                 return why
