@@ -97,6 +97,7 @@ class NodeSplits:
             home,
             say,
             name_of=self._name_of,
+            claimed=self.offers.claimed,
             rpc_version=self._rpc_version,
             device=settings.device,
         )

@@ -33,7 +33,7 @@ from tests.fakes.mesh_nodes import TestNode, eventually
 from tests.fakes.rpc_world import members
 
 MB = 1_000_000
-QUICK = WorkerLimits(beat_s=0.05, silence_s=5.0, grace_s=0.5, tell_s=5.0, stuck_look_s=0.1)
+QUICK = WorkerLimits(beat_s=0.05, silence_s=5.0, grace_s=0.5, tell_s=5.0, stuck_look_s=0.1, claim_s=0.5)
 SOON_STALLED = replace(QUICK, stall_s=0.6)
 LIMIT_S = 30.0  # of anything that is awaited
 _said = msgspec.msgpack.Decoder(JobSaid)
@@ -175,6 +175,7 @@ class WorkerWorld:
         make_server: MakeServer | None = None,
         version: tuple[int, int, int] = (7, 0, 0),
         device: str | None = None,
+        claimed: Callable[[bytes, str], int] | None = None,
     ) -> SplitWorker:
         identities = FileIdentities.of_home(self.node.home)
         files = MeshWorkerFiles(
@@ -193,6 +194,7 @@ class WorkerWorld:
             lending or Lending(everyone=True, weights=Weights.STREAM),
             self.node.home,
             self.lines.append,
+            claimed=claimed,
             rpc_version=lambda: version,
             device=device,
             limits=limits,

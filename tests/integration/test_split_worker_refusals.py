@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.engine.engine import Device, Engine
 from agentmesh.inference.logic.job_wire import MAX_ASK_BYTES, JobAsk, JobSaid, JobState
 from agentmesh.inference.logic.rpc_wire import Command
+from agentmesh.inference.logic.terms import highest_term
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split import worker as worker_module
 from agentmesh.inference.split.worker import MAX_JOBS, MAX_STREAMS_PER_PEER, NOT_LENT
@@ -319,3 +321,41 @@ async def test_what_nobody_expected_ends_the_job(world: WorkerWorld, model: Path
     host = await world.ask(ask_for([model], world.engine))
     assert "nobody expected" in (await host.until(REFUSED)).sentence
     await world.nothing_left()
+
+
+# ------------------------------------------------------------------ members that want another's place
+
+
+async def test_a_host_that_does_not_say_to_all_that_it_hosts_ends_no_others_job(
+    world: WorkerWorld, model: Path
+) -> None:
+    """Else any member that may use this node could end any split with a number, and nobody would see who it is."""
+    claims: dict[bytes, int] = {}
+    limits = replace(QUICK, claim_s=2.0)
+    world.begin(limits=limits, claimed=lambda node, _: claims.get(node, 0), make_server=made(FakeServer))
+    served, _ = await world.serving(ask_for([model], world.engine, term=3))
+    claims[world.other.key.public] = 8
+    usurper = await world.ask(ask_for([model], world.engine, term=9), by=world.other)
+    said = await usurper.until(REFUSED)
+    assert "has not told the mesh" in said.sentence
+    assert said.seen_term == 0
+    assert [status.state for status in world.worker.status()] == [WorkState.SERVING]
+
+    late = await world.ask(ask_for([model], world.engine, term=9), by=world.other)
+    await late.until(JobState.WAIT)
+    claims[world.other.key.public] = 9  # its record was on its way
+    await late.until(READY)
+    assert "A newer host has this model" in (await served.until(ENDED)).sentence
+
+
+async def test_a_term_of_the_far_future_is_refused_and_leaves_nothing_behind(world: WorkerWorld, model: Path) -> None:
+    world.begin(make_server=made(FakeServer))
+    said = await refusal(world, ask_for([model], world.engine, term=1 << 40))
+    assert "not one that a host can have" in said.sentence
+    now = time.time_ns() // 1_000_000
+    host, _ = await world.serving(ask_for([model], world.engine, term=highest_term(now)))
+    await host.give_back()
+    await world.nothing_left()
+    # However high a member's term was, another host's is above it a moment later.
+    _, ready = await world.serving(ask_for([model], world.engine, term=highest_term(now) + 1), by=world.other)
+    assert ready.job

@@ -165,10 +165,13 @@ def says_something(offer: SplitOffer) -> bool:
     return bool(offer.wants or offer.works or offer.lends_to_all or offer.lends_to)
 
 
-def facts_of(offer: SplitOffer, node: bytes, content: str, *, is_client: bool = False) -> NodeFacts:
+def facts_of(
+    offer: SplitOffer, node: bytes, content: str, *, is_client: bool = False, highest_term: int = MAX_TERM
+) -> NodeFacts:
     """What this node is for one model. Its free memory is what would be free if its part of this model were not running.
 
-    `files` is (content,) for who wants it: the record says that its author has the files. What cannot be true takes no part.
+    `files` is (content,) for who wants it: the record says that its author has the files. What cannot be true takes no part, and
+    terms above `highest_term` (logic/terms.py) count for nothing.
     """
     wanted = next((model for model in offer.wants if model.content == content), None)
     worked = next((model for model in offer.works if model.content == content), None)
@@ -198,12 +201,17 @@ def facts_of(offer: SplitOffer, node: bytes, content: str, *, is_client: bool = 
             is_client=is_client,
             takes_part=wanted is not None or lends,
             machine_bytes_per_s=offer.machine_bytes_per_s,
-            claim=wanted.claim if wanted is not None else None,
-            seen_term=worked.seen_term if worked is not None else 0,
+            claim=wanted.claim if wanted is not None and claimed_term(wanted) <= highest_term else None,
+            seen_term=worked.seen_term if worked is not None and worked.seen_term <= highest_term else 0,
             may_host=wanted is not None,
         )
     )
     return facts if facts is not None else NodeFacts(node, takes_part=False, may_host=False)
+
+
+def claimed_term(model: WantedModel) -> int:
+    """0: it claims nothing."""
+    return model.claim.term if model.claim is not None else 0
 
 
 def _is_wanted(model: WantedModel) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -30,7 +31,8 @@ from agentmesh.inference.logic.job_wire import (
     shown,
 )
 from agentmesh.inference.logic.rpc_limits import MAX_JOB_CHARS
-from agentmesh.inference.logic.split_limits import MAX_DEVICES_OF_A_NODE, MAX_TERM
+from agentmesh.inference.logic.split_limits import MAX_DEVICES_OF_A_NODE
+from agentmesh.inference.logic.terms import highest_term
 from agentmesh.inference.rpc.errors import WorkerLost, WorkerRefused
 from agentmesh.inference.split.parts import OpenStream
 from agentmesh.mesh.streams import FrameStream, StreamKind
@@ -237,7 +239,7 @@ class HostLease:
         why = sentence or "it did not say why."
         if said.state is JobState.ENDED:
             return WorkerLost(f"The worker {self._name} ended the lease: {why}")
-        if self._ask.term <= said.seen_term < MAX_TERM:
+        if self._ask.term <= said.seen_term <= highest_term(time.time_ns() // 1_000_000):
             return WorkerTermSeen(f"The worker {self._name} refused: {why}", said.seen_term)
         return WorkerRefused(f"The worker {self._name} refused: {why}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
@@ -26,12 +27,14 @@ from agentmesh.inference.logic.split_offer import (
     SplitOffer,
     WantedModel,
     WorkedModel,
+    claimed_term,
     decode_split_offer,
     encode_split_offer,
     facts_of,
     says_something,
 )
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, NodeFacts, Wish, short_id_text
+from agentmesh.inference.logic.terms import highest_term
 from agentmesh.inference.presence import Publish
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady, with_held
@@ -95,8 +98,10 @@ class SplitOffers:
         *,
         is_client: bool,
         now_ms: Callable[[], int] | None = None,
+        unix_ms: Callable[[], int] | None = None,
     ) -> None:
         self._me = me
+        self._unix_ms = unix_ms or (lambda: time.time_ns() // 1_000_000)
         self._peer_states = peer_states
         self._measure = measure
         self._rtts = rtts
@@ -338,7 +343,21 @@ class SplitOffers:
         own: list[NodeFacts] = []
         if self._was_tried and (self._lending.is_any or content in self._wants):
             own = [facts_of(self._own_offer(), self._me, content, is_client=self._is_client)]
-        return (*own, *(facts_of(offer, node, content) for node, offer in self._counting()))
+        highest = highest_term(self._unix_ms())
+        others = (facts_of(offer, node, content, highest_term=highest) for node, offer in self._counting())
+        return (*own, *others)
+
+    def claimed(self, node: bytes, content: str) -> int:
+        """The term with which another node says that it hosts the model; 0: it does not say so, or cannot."""
+        wanted = [
+            model
+            for author, offer in self._counting()
+            if author == node
+            for model in offer.wants
+            if model.content == content
+        ]
+        term = claimed_term(wanted[0]) if wanted else 0
+        return term if term <= highest_term(self._unix_ms()) else 0
 
     def wishes(self, content: str) -> dict[bytes, Wish]:
         """What each node that wants the model wishes for it."""

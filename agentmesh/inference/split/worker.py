@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -34,6 +35,7 @@ from agentmesh.inference.logic.job_wire import (
 )
 from agentmesh.inference.logic.split_offer import WorkedModel
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, short_id_text
+from agentmesh.inference.logic.terms import highest_term
 from agentmesh.inference.logic.worker_fence import (
     Admit,
     Effect,
@@ -60,6 +62,7 @@ _log = logging.getLogger(__name__)
 
 MAX_JOBS: Final = 4  # models of which parts are served at once
 MAX_STREAMS_PER_PEER: Final = 2 * MAX_JOBS + 4  # jobs, those that follow them, and pings
+CLAIM_LOOKS: Final = 10  # at a host's record, while it may be on its way
 MAX_FENCES: Final = 256  # models whose highest term is remembered; the oldest go first
 DEFAULT_LIMITS: Final = WorkerLimits()
 NOT_LENT: Final = "The worker does not lend its memory to this host."
@@ -77,6 +80,7 @@ class SplitWorker:
         files: where the models' files are from.
         say: told one line when a job begins to serve or has ended.
         name_of: what sentences call a node.
+        claimed: the term with which a node says in its record that it hosts a content, 0 if it does not; None: nobody looks.
         rpc_version: of this node's RPC server, as its record says; zeros if unknown.
         device: where the user lets models run, as in ServeSettings; None: anywhere. The machine's memory is lent in any case.
         threads: of an RPC server's CPU device; None: as it decides.
@@ -94,6 +98,7 @@ class SplitWorker:
         say: Callable[[str], None] = lambda _: None,
         *,
         name_of: Callable[[bytes], str] = short_id_text,
+        claimed: Callable[[bytes, str], int] | None = None,
         rpc_version: Callable[[], tuple[int, int, int]] = lambda: NO_RPC_VERSION,
         device: str | None = None,
         limits: WorkerLimits = DEFAULT_LIMITS,
@@ -109,6 +114,7 @@ class SplitWorker:
         self._home = home
         self._say = say
         self._name_of = name_of
+        self._claimed = claimed
         self._rpc_version = rpc_version
         self._device = device
         self._limits = limits
@@ -211,7 +217,8 @@ class SplitWorker:
         if not self._lending.may_use(peer):
             return NOT_LENT, None  # the same words whatever there is here
         try:
-            return await self._wrong_here(ask)
+            wrong, engine = await self._wrong_here(ask)
+            return wrong or await self._usurped(peer, ask), engine
         except AgentMeshError as error:
             return error.message, None
 
@@ -219,6 +226,8 @@ class SplitWorker:
         """The same, of what may differ from node to node. Raises: AgentMeshError: that, too, is why not."""
         if wrong := wrong_in(ask):
             return wrong, None
+        if ask.term > highest_term(time.time_ns() // 1_000_000):
+            return "The term is not one that a host can have now.", None
         engine = await self._find_engine()
         if engine.is_embedded or not engine.has_rpc:
             return (
@@ -233,6 +242,24 @@ class SplitWorker:
             for device, need in ask.needs:
                 await check_room(self._memory, engine, device, need, whole=ask.content in contents)
         return "", engine
+
+    async def _usurped(self, peer: bytes, ask: JobAsk) -> str:
+        """Whose place this host asks for without a right to it; records take a moment, so it is looked several times."""
+        for _ in range(CLAIM_LOOKS):
+            if not self._usurps(peer, ask):
+                break
+            await asyncio.sleep(self._limits.claim_s / CLAIM_LOOKS)
+        return self._usurps(peer, ask)
+
+    def _usurps(self, peer: bytes, ask: JobAsk) -> str:
+        """Another host leaves only for one that tells all nodes, in its record, that it hosts the model: so the older one hears of it,
+        and people see who it is."""
+        fence = self._fences.get(ask.content)
+        if self._claimed is None or fence is None or fence.current is None or fence.current.host == peer:
+            return ""
+        if self._claimed(peer, ask.content) == ask.term:
+            return ""
+        return f"{self._name_of(fence.current.host)} uses this worker, and the host has not told the mesh that it hosts the model now."
 
     def _may_lend(self, device: str) -> bool:
         if self._device is None:
@@ -257,6 +284,9 @@ class SplitWorker:
         if self._stopping or len(contents) > MAX_JOBS:
             full = f"The worker serves parts of {MAX_JOBS} models already."
             await self._refuse(frames, STOPPING if self._stopping else full)
+            return False
+        if usurped := self._usurps(job.job.host, job.ask):
+            await self._refuse(frames, usurped)
             return False
         fence = self._fence(job.ask.content)
         effects = fence.handle(JobAsked(job.job))

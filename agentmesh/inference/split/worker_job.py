@@ -56,6 +56,7 @@ class WorkerLimits:
         tell_s: for a last word to the host.
         remove_s: for relayed connections to end.
         stuck_look_s: between two looks at an RPC server that the kernel does not let go of.
+        claim_s: for a host's record to arrive that says what the host asks for.
     """
 
     beat_s: float = JOB_BEAT_S
@@ -65,6 +66,7 @@ class WorkerLimits:
     tell_s: float = 2.0
     remove_s: float = 5.0
     stuck_look_s: float = 5.0
+    claim_s: float = 5.0
 
 
 class WorkState(StrEnum):
