@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from agentmesh.cli.engine import bin_dir_option
 from agentmesh.cli.moe_work import ModelWork
@@ -109,6 +110,7 @@ def rank_command(model: str, imatrix: Path | None, again: bool, bin_dir: Path | 
     """
     work = ModelWork(model)
     counts = work.counts(imatrix, bin_dir, again=again)
+    work.must_be_ranked(counts)
     ranking = work.ranking(counts)
     if as_json:
         rows = [
@@ -170,8 +172,11 @@ def split_command(
     """
     if node is not None and node > nodes:
         raise InvalidInput(f"There is no node {node} of {nodes}.")
-    if experts is not None and (node is not None or minimum is not None or max_gb is not None):
-        raise InvalidInput("--experts writes one part of its own; leave out --node, --min-experts and --max-gb.")
+    named = click.get_current_context().get_parameter_source("nodes") is ParameterSource.COMMANDLINE
+    if experts is not None and (named or node is not None or minimum is not None or max_gb is not None):
+        raise InvalidInput(
+            "--experts writes one part of its own; leave out --nodes, --node, --min-experts and --max-gb."
+        )
     work = ModelWork(model)
     work.minimum(minimum if experts is None else experts)  # refused before anything is measured
     counts = work.known_counts(imatrix) if no_rank else work.counts(imatrix, bin_dir)
@@ -179,7 +184,7 @@ def split_command(
     work.say_source(counts)
     written: list[dict[str, Any]] = []
     for name, kept in parts:
-        row = {"node": name, **work.write(kept, output)}
+        row = {"node": name, **work.write(kept, output, f"writing {name or 'the part'}")}
         written.append(row)
         if not as_json:
             click.echo(safe_line(row["path"]))

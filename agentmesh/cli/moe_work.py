@@ -134,7 +134,7 @@ class ModelWork:
         try:
             return plan_shards(ranking, rooms, minimum)
         except NotPlannable as error:
-            raise InvalidInput(str(error)) from error
+            raise InvalidInput(f"{error} Name more memory (--max-gb), or fewer experts (--min-experts).") from error
 
     def parts(
         self,
@@ -155,11 +155,11 @@ class ModelWork:
         chosen = shards if node is None else (shards[node - 1],)
         return [(shard.name, shard.kept) for shard in chosen]
 
-    def write(self, kept: Kept, output: Path | None) -> dict[str, Any]:
-        """The part, in the home's shards or in a folder of the user's."""
+    def write(self, kept: Kept, output: Path | None, what: str) -> dict[str, Any]:
+        """The part, in the home's shards or in a folder of the user's. `what`: what its progress is called."""
         from agentmesh.inference.models.shard_store import ShardStore, shard_key
 
-        with WriteProgress() as progress:
+        with WriteProgress(what) as progress:
             if output is None:
                 store = ShardStore.of_home(self.home)
                 record = store.keep(
@@ -226,6 +226,16 @@ class ModelWork:
         )
         self.say_source(counts)
 
+    def must_be_ranked(self, counts: ExpertCounts) -> None:
+        """Raises: InvalidInput: nothing was counted."""
+        from agentmesh.inference.logic.moe import SOURCE_NONE
+
+        if counts.source == SOURCE_NONE:
+            raise InvalidInput(
+                f"Nobody knows which experts of {self.name} are used: nothing could be measured, and no counts were given "
+                "(--imatrix FILE)."
+            )
+
     def say_source(self, counts: ExpertCounts) -> None:
         """Say when nothing is known of the experts' use."""
         from agentmesh.inference.logic.moe import SOURCE_NONE
@@ -289,7 +299,8 @@ def _imatrix_program(home: Home, bin_dir: Path | None) -> Path | None:
 class WriteProgress:
     """One line on stderr that moves in a terminal, a line every tenth elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._terminal = sys.stderr.isatty()
         self._drawn = 0.0
         self._step = -1
@@ -304,9 +315,7 @@ class WriteProgress:
     def __call__(self, done_bytes: int, whole_bytes: int) -> None:
         from agentmesh.inference.models.download import size_text
 
-        text = (
-            f"writing: {100 * done_bytes // max(whole_bytes, 1)} %, {size_text(done_bytes)} of {size_text(whole_bytes)}"
-        )
+        text = f"{self._what}: {100 * done_bytes // max(whole_bytes, 1)} %, {size_text(done_bytes)} of {size_text(whole_bytes)}"
         now, step = time.monotonic(), STEPS * done_bytes // max(whole_bytes, 1)
         if self._terminal and (now - self._drawn >= REDRAW_S or done_bytes == whole_bytes):
             self._drawn = now

@@ -243,8 +243,11 @@ def test_without_an_engine_it_says_that_nothing_was_measured(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("AGENTMESH_ENGINE_CACHE", str(folder / "no-engines"))
     result = CliRunner().invoke(moe, ["rank", str(model)], standalone_mode=False)
-    assert result.exit_code == 0
+    assert isinstance(result.exception, InvalidInput)
+    assert "--imatrix FILE" in str(result.exception)
     assert "no engine with llama-imatrix is here" in result.stderr
+    result = CliRunner().invoke(moe, ["split", str(model)], standalone_mode=False)
+    assert result.exit_code == 0
     assert "the experts are unranked" in result.stderr
 
 
@@ -254,8 +257,9 @@ BAD = [
     (("split", "{model}", "--experts", "17"), "choose from 4 to 16"),
     (("plan", "{model}", "--min-experts", "17"), "choose from 4 to 16"),
     (("split", "{model}", "--node", "3"), "There is no node 3 of 2"),
-    (("split", "{model}", "--experts", "8", "--node", "1"), "leave out --node"),
-    (("plan", "{model}", "--max-gb", "0.001"), "node 1 has room for 3 experts a layer; 8 are needed"),
+    (("split", "{model}", "--experts", "8", "--node", "1"), "leave out --nodes, --node"),
+    (("split", "{model}", "--experts", "8", "--nodes", "2"), "leave out --nodes"),
+    (("plan", "{model}", "--max-gb", "0.001"), "node 1 has room for 3 of 16 experts a layer; 8 are needed"),
     (("plan", "{model}", "--max-gb", "much"), "'much' is no size"),
     (("plan", "{model}", "--imatrix", "{model}"), "no importance matrix"),
     (("plan", "{folder}/none.gguf"), "does not exist"),

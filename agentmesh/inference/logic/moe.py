@@ -173,7 +173,7 @@ def _check_nodes(nodes: Sequence[NodeRoom], ranking: Ranking, minimum: int) -> N
     for node in nodes:
         if node.most_experts is not None and node.most_experts < minimum:
             raise NotPlannable(
-                f"{node.name} has room for {max(node.most_experts, 0)} experts a layer; {minimum} are needed."
+                f"{node.name} has room for {max(node.most_experts, 0)} of {ranking.expert_count} experts a layer; {minimum} are needed."
             )
 
 

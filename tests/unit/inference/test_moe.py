@@ -81,7 +81,7 @@ def test_one_node_alone_holds_the_whole_model() -> None:
     [
         ([], 4, "0"),
         ([NodeRoom("a"), NodeRoom("a")], 4, "twice"),
-        ([NodeRoom("a", 3)], 4, "a has room for 3 experts a layer; 4 are needed"),
+        ([NodeRoom("a", 3)], 4, "a has room for 3 of 8 experts a layer; 4 are needed"),
         ([NodeRoom("a")], 9, "9"),
         ([NodeRoom(f"n{number}") for number in range(65)], 4, "65"),
     ],
