@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from agentmesh.inference.logic.doubts import Doubts
 from agentmesh.inference.logic.split_limits import (
     BACKOFF_MS,
     CLAIM_WAIT_MS,
@@ -22,9 +23,10 @@ from agentmesh.inference.logic.split_limits import (
     MAX_DEBOUNCE_MS,
     MAX_TERM,
     RESTART_MS,
+    SILENT_MS,
     VOLUNTARY_MS,
 )
-from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, short_id_text
+from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Shards, Solo, Split, Wait, short_id_text
 
 Nodes = tuple[NodeFacts, ...]
 
@@ -64,9 +66,10 @@ class HostReady:
 
 @dataclass(frozen=True, slots=True)
 class HostEnded:
-    """That engine is gone, and all that belonged to it; also if it could not be started."""
+    """That engine is gone, and all that belonged to it; also if it could not be started. `worker`: who ended it, if one did."""
 
     reason: str
+    worker: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,8 @@ class Replan:
                 if self.state is State.RUNNING:
                     self._report("It is ready.")
             case HostEnded():
+                if event.worker:
+                    self._doubts.worker_failed(event.worker, now_ms)
                 self._on_ended(event.reason, now_ms)
             case TermSeen():
                 self._see_term(event.term)
@@ -171,7 +176,7 @@ class Replan:
 
     def next_wake_ms(self) -> int | None:
         """When TimePassed is due, if nothing else happens; None: not at all."""
-        waits = [self._due_ms, self._better_at()]
+        waits = [self._due_ms, self._better_at(), self._silent_at()]
         if self.state is State.CLAIMING and self._rival() is None:
             waits.append(self._start_ms)
         return min((one for one in waits if one is not None), default=None)
@@ -218,6 +223,11 @@ class Replan:
         if at is not None and now_ms >= at:
             self._better_since_ms = None
             self._change_for_better()
+        silent_at = self._silent_at()
+        if silent_at is not None and now_ms >= silent_at:
+            self._doubts.host_is_silent(self._awaited[0], now_ms)
+            self._awaited = b"", 0
+            self._plan_soon(now_ms)
 
     # ------------------------------------------------------------------ planning
 
@@ -231,14 +241,15 @@ class Replan:
         self._due_ms = min(now_ms + DEBOUNCE_MS, self._changed_ms + MAX_DEBOUNCE_MS)
 
     def _replan(self, now_ms: int) -> None:
-        self.outcome = outcome = self.planner.plan(self._nodes)
+        self.outcome = outcome = self._plan(now_ms)
+        self._await_host(outcome, now_ms)
         self._look_for_better(outcome, now_ms)
         if self.state is State.RUNNING and self.plan is not None:
             if (why := self.planner.broken(self.plan, self._nodes)) is not None:
                 self._stop(why)
         elif self.state is State.CLAIMING:
             if not self._should_host():
-                self._release("Another node is host now.", now_ms)
+                self._release(_about(outcome), now_ms)
             elif self._digest(outcome) != self._digest(self.plan):
                 self._claim(now_ms)
         elif self.state is State.FOLLOWING:
@@ -246,6 +257,24 @@ class Replan:
                 self._claim(now_ms)
             else:
                 self._report(_about(outcome))
+
+    def _plan(self, now_ms: int) -> Outcome:
+        """Without those that let this node down, if that can be."""
+        believed = self._doubts.believed(self._nodes, now_ms)
+        if believed is not None and not isinstance(outcome := self.planner.plan(believed), Wait):
+            return outcome
+        return self.planner.plan(self._nodes)
+
+    def _await_host(self, outcome: Outcome, now_ms: int) -> None:
+        host = outcome.host if isinstance(outcome, Solo | Split) else b""
+        if host != self._awaited[0]:
+            self._awaited = host, now_ms
+
+    def _silent_at(self) -> int | None:
+        """When the plan's host has had its time to claim the model. While anybody claims it, nobody waits for that one."""
+        host, since_ms = self._awaited
+        waits = self.state is State.FOLLOWING and host not in (b"", self.me) and self._rival() is None
+        return since_ms + SILENT_MS if waits and self._takes_part() else None
 
     def _should_host(self) -> bool:
         return isinstance(self.outcome, Solo | Split) and self.outcome.host == self.me and self._takes_part()
@@ -306,7 +335,7 @@ class Replan:
         backoff_ms = min(BACKOFF_MS << (self._failures - 1), MAX_BACKOFF_MS) if self._failures else 0
         self._start_ms = now_ms + max(CLAIM_WAIT_MS, backoff_ms)
         self._publish(running=False)
-        again = f"{self.failure} It is tried again in {backoff_ms // 1000} s."
+        again = f"It could not be started, and is tried again in {backoff_ms // 1000} s. {self.failure}"
         self._become(State.CLAIMING, again if backoff_ms else "It is about to start.")
 
     def _start(self) -> None:
@@ -349,4 +378,7 @@ def _about(outcome: Outcome) -> str:
     """What somebody who does not host it says of a plan."""
     if isinstance(outcome, Wait):
         return outcome.sentence
-    return " ".join(outcome.common.reasons) or "Another node hosts it."
+    reasons = " ".join(outcome.common.reasons)
+    return (
+        reasons if isinstance(outcome, Shards) else f"Another node is to host it, and has not begun. {reasons}".strip()
+    )

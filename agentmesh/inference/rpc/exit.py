@@ -139,7 +139,7 @@ class RpcExits:
             reason = None
         except AgentMeshError as error:
             reason = error.message
-            _log.warning("the RPC connection for %s ended: %s", job.name, reason)
+            _log.info("the RPC connection for %s ended: %s", job.name, reason)
             raise
         finally:
             job.place.release()

@@ -145,7 +145,7 @@ class RpcGateway:
 
     def _lost(self, reason: str) -> None:
         if not self._closed:
-            _log.warning("the connection to the worker %s ended: %s", self._worker, reason)
+            _log.info("the connection to the worker %s ended: %s", self._worker, reason)
             self._on_lost(reason)
 
     async def _relay(self, client: LocalSocket) -> None:

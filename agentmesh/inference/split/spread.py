@@ -18,6 +18,8 @@ import msgspec
 
 from agentmesh.core.errors import InvalidInput
 from agentmesh.inference.logic.advice import advise
+from agentmesh.inference.logic.expert_tensors import why_uncut
+from agentmesh.inference.logic.engine_end import without_log
 from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.model_parts import model_parts
 from agentmesh.inference.logic.plan import make_plan, plan_digest
@@ -108,7 +110,10 @@ class Spreader:
                 "For a split, run: agentmesh engine install"
             )
         run.set_state(ModelState.LOADING, "Its files are being identified.")
-        model = await self._identify(run)
+        model, uncut = await self._identify(run)
+        if uncut and wish.way == Way.ANY:
+            self._parts.say(f"{run.id} is shared by layers, not by experts: {uncut}.")
+            wish = msgspec.structs.replace(wish, way=Way.LAYERS)
         await run.find_draft()
         projector_bytes = run.files.projector_bytes if run.files is not None else 0
         wish = msgspec.structs.replace(wish, host_extra_bytes=run.draft.need_bytes + projector_bytes)
@@ -132,7 +137,8 @@ class Spreader:
         """(model, worker) of every split that this node hosts."""
         return [(one.run.id, worker) for one in self._followed.values() for worker in one.workers()]
 
-    async def _identify(self, run: ModelRun) -> PlanModel:
+    async def _identify(self, run: ModelRun) -> tuple[PlanModel, str]:
+        """The model, and why it cannot be cut by experts if it has any."""
         if run.files is None:
             raise RuntimeError("a model without files cannot be spread")
         files = run.files.model
@@ -141,7 +147,8 @@ class Spreader:
         run.sha256 = digests[0]
         headers = await in_daemon_thread(lambda: [read_header(file) for file in files.files], name="read headers")
         content = content_of([bytes.fromhex(one) for one in digests])
-        return PlanModel(run.id, files.facts, model_parts(headers), (content,))
+        uncut = why_uncut(headers) if files.facts.expert_count else ""
+        return PlanModel(run.id, files.facts, model_parts(headers), (content,)), uncut
 
     def _offers_changed(self) -> None:
         for followed in self._followed.values():
@@ -170,6 +177,8 @@ class _Followed:
         self._advised: tuple[Outcome | None, tuple[str, ...]] = (None, ())
         self._shown: tuple[ModelState, str] | None = None
         self._is_over = False
+        self._was_ready = False
+        self._told = ""  # the last reason for waiting that the user was told
         self._view = run.spread = SpreadView()
         self._runner = runner = PlanRunner(
             run,
@@ -272,6 +281,9 @@ class _Followed:
     def _report(self) -> None:
         """Called after each step of the driver."""
         driver, view = self._driver, self._view
+        if self._was_ready and not driver.is_ready and not self._is_over:
+            self._say(f"{self._model.id} is not served here any more: {driver.sentence}")
+        self._was_ready = driver.is_ready
         if driver.state in (State.FOLLOWING, State.CLAIMING):
             hosts = driver.hosts
             view.role = "standby" if hosts else "waiting"
@@ -291,8 +303,10 @@ class _Followed:
     def _show(self, state: ModelState, sentence: str) -> None:
         if self._shown == (state, sentence) and self.run.state == state:
             return
-        is_news = isinstance(self._driver.outcome, Wait) or self._driver.failure
-        if state is ModelState.WAITING and is_news and self._shown != (state, sentence):
+        waits_for = sentence if isinstance(self._driver.outcome, Wait) else ""
+        why = without_log(self._driver.failure) or waits_for  # logs have times in them; nobody wants each try's
+        if state is ModelState.WAITING and why and why != self._told:
+            self._told = why
             self._say(f"{self._model.id} waits: {sentence}")
         self._shown = (state, sentence)
         self.run.set_state(state, sentence)
@@ -300,7 +314,7 @@ class _Followed:
     def _advise(self) -> None:
         """Once for each plan that runs: how fast it should be, and what would be faster."""
         plan = self._driver.plan
-        self._shown = None
+        self._shown, self._told = None, ""
         if isinstance(plan, Shards | None):
             self._show_advice()
             return
