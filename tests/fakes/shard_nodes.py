@@ -61,9 +61,9 @@ class ShardNodes:
             self.homes.append(home)
         return home.start(*words, *more)
 
-    def two(self, *more: str) -> tuple[NodeHome, NodeHome]:
+    def two(self, *, split: str = "--split=experts") -> tuple[NodeHome, NodeHome]:
         """Two whose shards answer, and that know of each other."""
-        both = self.start("first", *more), self.start("second", *more)
+        both = self.start("first", split=split), self.start("second", split=split)
         for node in both:
             wait_shard(node)
         for node in both:
@@ -105,10 +105,10 @@ def ask(node: NodeHome, user: str = "", *, prompt: str = "hello", tokens: int = 
     return post(node, "/v1/completions", body)["choices"][0]["text"]
 
 
-def asked(node: NodeHome, user: str) -> str | None:
+def asked(node: NodeHome, user: str, tokens: int = 8) -> str | None:
     """As `ask`; None if it was not answered."""
     try:
-        return ask(node, user)
+        return ask(node, user, tokens=tokens)
     except (urllib.error.URLError, TimeoutError, ConnectionError, KeyError, ValueError):
         return None
 

@@ -56,32 +56,33 @@ def routes(node: NodeHome, user: str, times: int = 1) -> set[str]:
 
 
 class Asking:
-    """Asks through a node, in many sessions, one request after the other, until the block ends; all that failed is in `lost`."""
+    """Asks through a node, several at once, in many sessions, until the block ends; all that failed is in `lost`."""
 
-    def __init__(self, node: NodeHome) -> None:
+    def __init__(self, node: NodeHome, at_once: int = 1) -> None:
         self._node = node
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(at_once)]
         self.answered = 0
         self.lost: list[str] = []
 
     def __enter__(self) -> Asking:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(120)
-        assert not self._thread.is_alive()
+        for thread in self._threads:
+            thread.join(120)
+            assert not thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         while not self._stop.is_set():
-            user = USERS[(self.answered + len(self.lost)) % len(USERS)]
-            if asked(self._node, user) is None:
-                self.lost.append(f"{user} after {self.answered}")
+            number = (number + 1) % len(USERS)
+            if asked(self._node, USERS[number], tokens=40) is None:
+                self.lost.append(f"{USERS[number]} after {self.answered}")
             else:
                 self.answered += 1
-            self._stop.wait(0.1)
 
 
 @pytest.mark.timeout(240)
@@ -146,7 +147,7 @@ def test_who_can_hold_it_whole_takes_over_without_a_lost_request(world: ShardNod
     first, second = world.two()
     client = world.nodes.start("--name", "client", "--join", first.invite)
     wait_for(lambda: hosts_of(client) == 2, 20, "the client to hear of both")
-    with Asking(client) as asking:
+    with Asking(client, at_once=3) as asking:  # more than the large node takes at once: the shards are needed, too
         large = world.start("large", memory=ENOUGH)
         wait_role(large, "alone")
         wait_for(lambda: hosts_of(client) == 3, 20, "the client to hear of it")
@@ -161,5 +162,22 @@ def test_who_can_hold_it_whole_takes_over_without_a_lost_request(world: ShardNod
     for node in (first, second):
         wait_shard(node)
         assert len(shards_on_disk(node)) == 1
+    wait_for(lambda: hosts_of(client) == 2, 20, "the client to hear of both")
     for user in USERS:
         assert asked(client, user) is not None
+
+
+@pytest.mark.timeout(240)
+def test_who_joins_makes_a_part_of_its_own_and_disturbs_nobody(world: ShardNodes) -> None:
+    first, second = world.two(split="--split")  # which means shards where they can be
+    before = [(shards_on_disk(node), [one.pid for one in programs_below(node)]) for node in (first, second)]
+    with Asking(first) as asking:
+        third = world.start("third", split="--split")
+        told = wait_shard(third)
+        assert len(told["nodes"]) == 3
+        assert f"It holds 11 of {EXPERTS} experts" in told["plan"] or f"It holds 10 of {EXPERTS}" in told["plan"], told
+        for node in (first, second, third):
+            wait_for(lambda node=node: hosts_of(node) == 3, 20, "each to hear of all shards")
+    assert not asking.lost
+    assert before == [(shards_on_disk(node), [one.pid for one in programs_below(node)]) for node in (first, second)]
+    assert {route for user in USERS for route in routes(third, user)} == {"local", "peer"}

@@ -109,6 +109,15 @@ def expert_model(headers: Sequence[Header]) -> ExpertModel:
     return ExpertModel(arch, count, used, layers, cut, whole_bytes - expert_bytes, expert_bytes // count)
 
 
+def why_uncut(headers: Sequence[Header]) -> str:
+    """Why `expert_model` refuses the model; empty if it does not."""
+    try:
+        expert_model(headers)
+    except NotSplittable as error:
+        return str(error)
+    return ""
+
+
 def _used_count(header: Header, arch: str) -> int:
     """Models may use another number a layer: the largest counts."""
     facts = header.arrays.get(f"{arch}.expert_used_count")

@@ -18,8 +18,8 @@ import msgspec
 
 from agentmesh.core.errors import InvalidInput
 from agentmesh.inference.logic.advice import advise
-from agentmesh.inference.logic.expert_tensors import why_uncut
 from agentmesh.inference.logic.engine_end import without_log
+from agentmesh.inference.logic.expert_tensors import why_uncut
 from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.model_parts import model_parts
 from agentmesh.inference.logic.plan import make_plan, plan_digest
