@@ -147,6 +147,8 @@ class Replan:
     _failures: int = 0  # starts in a row that never became ready
     _was_ready: bool = False
     _better_since_ms: int | None = None
+    _doubts: Doubts = field(default_factory=Doubts)
+    _awaited: tuple[bytes, int] = (b"", 0)  # who is host by the plan, and since when it could have claimed the model
     _effects: list[Effect] = field(default_factory=list[Effect])
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
@@ -184,6 +186,8 @@ class Replan:
     # ------------------------------------------------------------------ events
 
     def _on_nodes(self, nodes: Nodes, now_ms: int) -> None:
+        if self._rival() is not None:  # until now nobody could begin
+            self._awaited = self._awaited[0], now_ms
         self._nodes = tuple(sorted(nodes, key=lambda node: node.node))
         for node in self._nodes:
             self._see_term(node.seen_term)

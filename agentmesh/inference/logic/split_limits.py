@@ -41,6 +41,11 @@ SHARD_LOSS_MS: Final = 5 * MINUTE_MS  # a machine that starts anew is back; othe
 SHARD_TURN_MS: Final = 10 * SECOND_MS  # between two nodes that change their shards; presence takes a second or two
 BACKOFF_MS: Final = 3 * SECOND_MS  # before a start that failed is tried again; it doubles
 MAX_BACKOFF_MS: Final = 5 * MINUTE_MS
+SILENT_MS: Final = MINUTE_MS  # for who is host by the plan to claim it; debounce and claim take 16 s at most
+TOLERATED_FAILURES: Final = 1  # of a worker: one is bad luck, or its RPC server was killed
+DOUBT_MS: Final = 2 * MINUTE_MS  # that plans do without a node that failed; it doubles
+MAX_DOUBT_MS: Final = 60 * MINUTE_MS
+MAX_DOUBTED: Final = 64
 MAX_TERM: Final = 1 << 40  # one a millisecond lasts for 34 years; higher ones are somebody's mischief
 
 # ---------------------------------------------------------------- drafts

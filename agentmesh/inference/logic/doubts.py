@@ -1,0 +1,73 @@
+"""Nodes that this node's plans do without for a while, where they can: who let it down, or is to host and does not. Pure.
+
+A record can promise what its author does not do, and a plan made of the same records is the same again. So each node remembers for itself:
+a worker of its own runs that refused or was lost twice, and a host that nobody sees begin. That plans differ then does no harm, since claims
+decide who runs (logic/replan.py). A plan that needs a doubted node is made with it all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from agentmesh.inference.logic.split_limits import (
+    DOUBT_MS,
+    MAX_DOUBT_MS,
+    MAX_DOUBTED,
+    TOLERATED_FAILURES,
+)
+from agentmesh.inference.logic.split_values import NodeFacts
+
+
+@dataclass(slots=True)
+class _Doubt:
+    times: int
+    last_ms: int
+    until_ms: int
+
+
+@dataclass(slots=True)
+class Doubts:
+    """See the module."""
+
+    _workers: dict[bytes, _Doubt] = field(default_factory=dict[bytes, _Doubt])
+    _hosts: dict[bytes, _Doubt] = field(default_factory=dict[bytes, _Doubt])
+
+    def worker_failed(self, node: bytes, now_ms: int) -> None:
+        """A run of this node ended by it: it refused, or was lost."""
+        _add(self._workers, node, now_ms, TOLERATED_FAILURES)
+
+    def host_is_silent(self, node: bytes, now_ms: int) -> None:
+        """By the plan it is host, and it has not claimed the model in all the time that it had."""
+        _add(self._hosts, node, now_ms, 0)
+
+    def believed(self, nodes: Iterable[NodeFacts], now_ms: int) -> tuple[NodeFacts, ...] | None:
+        """The nodes with what is doubted left out; None: nothing is."""
+        workers = {node for node, doubt in self._workers.items() if doubt.until_ms > now_ms}
+        hosts = {node for node, doubt in self._hosts.items() if doubt.until_ms > now_ms}
+        if not workers and not hosts:
+            return None
+        return tuple(_without(node, lends=node.node not in workers, hosts=node.node not in hosts) for node in nodes)
+
+
+def _add(doubts: dict[bytes, _Doubt], node: bytes, now_ms: int, tolerated: int) -> None:
+    doubt = doubts.pop(node, None)
+    if doubt is None or now_ms - doubt.last_ms > 2 * MAX_DOUBT_MS:
+        doubt = _Doubt(0, now_ms, 0)
+    doubt.times += 1
+    doubt.last_ms = now_ms
+    if (beyond := doubt.times - tolerated) > 0:
+        doubt.until_ms = now_ms + min(DOUBT_MS << min(beyond - 1, 16), MAX_DOUBT_MS)
+    doubts[node] = doubt  # the latest last
+    while len(doubts) > MAX_DOUBTED:
+        del doubts[next(iter(doubts))]
+
+
+def _without(node: NodeFacts, *, lends: bool, hosts: bool) -> NodeFacts:
+    if not lends:
+        node = msgspec.structs.replace(node, lends_to=(), lends_to_all=False)
+    if not hosts:
+        node = msgspec.structs.replace(node, may_host=False, files=())
+    return node

@@ -1,0 +1,197 @@
+"""Nodes that let others down: plans do without them where they can, for a while, and ever longer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from agentmesh.inference.logic.doubts import Doubts
+from agentmesh.inference.logic.keeping import better, broken
+from agentmesh.inference.logic.plan import make_plan, plan_digest
+from agentmesh.inference.logic.replan import (
+    Effect,
+    Event,
+    HostEnded,
+    HostReady,
+    Nodes,
+    NodesChanged,
+    Replan,
+    Report,
+    StartHost,
+    State,
+    TimePassed,
+)
+from agentmesh.inference.logic.split_limits import (
+    CLAIM_WAIT_MS,
+    DEBOUNCE_MS,
+    DOUBT_MS,
+    MAX_BACKOFF_MS,
+    MAX_DOUBT_MS,
+    MAX_DOUBTED,
+    SILENT_MS,
+)
+from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wish
+from tests.fakes.split_world import a_model, a_node, node_id
+
+ME, BAD, GOOD = node_id(1), node_id(2), node_id(3)
+
+
+class Plans:
+    """The real plans of one model."""
+
+    def plan(self, nodes: Nodes) -> Outcome:
+        return make_plan(a_model(), Wish(), nodes)
+
+    def digest(self, plan: Outcome) -> str:
+        return plan_digest(plan)
+
+    def broken(self, plan: Solo | Split, nodes: Nodes) -> str | None:
+        return broken(plan, nodes)
+
+    def better(self, plan: Solo | Split, outcome: Outcome) -> str | None:
+        return better(plan, outcome, Wish())
+
+
+@dataclass
+class Bench:
+    """One node's machine, its clock, and what it was told to start."""
+
+    nodes: list[NodeFacts]
+    now_ms: int = 1_000
+    started: list[Solo | Split] = field(default_factory=list[Solo | Split])
+
+    def __post_init__(self) -> None:
+        self.replan = Replan(ME, Plans())
+        self.do(NodesChanged(tuple(self.nodes)))
+
+    def do(self, event: Event) -> list[Effect]:
+        effects = self.replan.handle(event, self.now_ms)
+        self.started += [effect.plan for effect in effects if isinstance(effect, StartHost)]
+        return [one for one in effects if not isinstance(one, Report)]
+
+    def until(self, end_ms: int) -> None:
+        """Let time pass as the machine asks for it."""
+        while (wake_ms := self.replan.next_wake_ms()) is not None and wake_ms <= end_ms:
+            self.now_ms = max(self.now_ms, wake_ms)
+            self.do(TimePassed())
+        self.now_ms = end_ms
+
+    def start(self) -> Solo | Split:
+        """What it starts next."""
+        before = len(self.started)
+        while len(self.started) == before:
+            self.until(self.now_ms + 1_000)
+            assert self.now_ms < 100 * MAX_BACKOFF_MS
+        return self.started[-1]
+
+
+def three(me_gb: float = 18, worker_gb: float = 17) -> list[NodeFacts]:
+    """This node has most memory, the bad worker is nearer than the good one; any two can hold the model."""
+    mine = a_node(1, me_gb, rtts={2: 1.0, 3: 5.0}, files=("aa",))
+    lenders = [a_node(number, worker_gb) for number in (2, 3)]
+    return [mine, *(msgspec.structs.replace(node, may_host=False) for node in lenders)]
+
+
+def workers(plan: Solo | Split) -> tuple[bytes, ...]:
+    assert isinstance(plan, Split)
+    return plan.workers
+
+
+def test_a_worker_that_refuses_twice_is_done_without_and_another_is_used() -> None:
+    bench = Bench(three())
+    for _ in range(2):
+        assert workers(bench.start()) == (BAD,)
+        bench.do(HostEnded("It refused.", BAD))
+    assert workers(bench.start()) == (GOOD,)
+
+
+def test_a_worker_that_is_lost_each_time_is_done_without_too() -> None:
+    bench = Bench(three())
+    for _ in range(2):
+        assert workers(bench.start()) == (BAD,)
+        bench.do(HostReady())
+        bench.do(HostEnded("It was lost.", BAD))
+    assert workers(bench.start()) == (GOOD,)
+
+
+def test_a_worker_without_whom_it_cannot_be_is_tried_for_ever() -> None:
+    bench = Bench(three()[:2])
+    for _ in range(12):
+        assert workers(bench.start()) == (BAD,)
+        bench.do(HostEnded("It refused.", BAD))
+
+
+def test_a_worker_that_is_doubted_does_not_end_what_runs() -> None:
+    bench = Bench(three())
+    bench.start()
+    bench.do(HostEnded("It refused.", BAD))
+    bench.start()
+    bench.do(HostReady())
+    bench.replan._doubts.worker_failed(BAD, bench.now_ms)  # pyright: ignore[reportPrivateUsage]
+    bench.do(NodesChanged((*bench.nodes, a_node(9, 1))))
+    bench.until(bench.now_ms + 10 * DOUBT_MS)
+    assert bench.replan.state is State.RUNNING
+
+
+def test_a_host_that_promises_all_memory_and_never_begins_is_done_without() -> None:
+    liar = a_node(2, 500, files=("aa",))
+    mine, _, good = three()
+    bench = Bench([mine, liar, good])
+    bench.until(bench.now_ms + SILENT_MS)
+    assert bench.started == []
+    bench.until(bench.now_ms + DEBOUNCE_MS + CLAIM_WAIT_MS + DEBOUNCE_MS)
+    [plan] = bench.started
+    assert plan.host == ME
+    bench.do(HostReady())
+    bench.until(bench.now_ms + 3 * MAX_DOUBT_MS)
+    assert bench.replan.state is State.RUNNING
+
+
+def test_while_a_host_claims_the_model_nobody_loses_patience() -> None:
+    slow = msgspec.structs.replace(a_node(2, 500, files=("aa",)), claim=Claim(1, "d", False))
+    mine, _, good = three()
+    bench = Bench([mine, slow, good])
+    bench.until(bench.now_ms + 10 * SILENT_MS)
+    assert bench.started == []
+    # From when it takes the claim back, it has its time anew.
+    bench.do(NodesChanged((mine, msgspec.structs.replace(slow, claim=None), good)))
+    bench.until(bench.now_ms + SILENT_MS - 1)
+    assert bench.started == []
+    assert bench.start().host == ME
+
+
+def test_a_host_that_is_the_only_one_is_waited_for() -> None:
+    mine = msgspec.structs.replace(a_node(1, 1), may_host=False)
+    bench = Bench([mine, a_node(2, 500, files=("aa",))])
+    bench.until(bench.now_ms + 10 * SILENT_MS)
+    assert bench.started == []
+    assert isinstance(bench.replan.outcome, Solo)
+    assert bench.replan.outcome.host == BAD
+
+
+def test_a_doubt_passes_comes_back_longer_and_is_forgotten_in_the_end() -> None:
+    doubts, nodes = Doubts(), three()
+    doubts.worker_failed(BAD, 0)
+    assert doubts.believed(nodes, 0) is None
+    doubts.worker_failed(BAD, 10)
+    believed = doubts.believed(nodes, 10)
+    assert believed is not None
+    assert [node.lends(ME) for node in believed] == [True, False, True]
+    assert doubts.believed(nodes, 10 + DOUBT_MS) is None
+    doubts.worker_failed(BAD, DOUBT_MS + 20)
+    assert doubts.believed(nodes, 3 * DOUBT_MS) is not None
+    for _ in range(40):
+        doubts.worker_failed(BAD, 4 * DOUBT_MS)
+    assert doubts.believed(nodes, 4 * DOUBT_MS + MAX_DOUBT_MS) is None
+    doubts.worker_failed(BAD, 4 * DOUBT_MS + 3 * MAX_DOUBT_MS)
+    assert doubts.believed(nodes, 4 * DOUBT_MS + 3 * MAX_DOUBT_MS) is None
+
+
+def test_so_many_are_remembered() -> None:
+    doubts = Doubts()
+    for number in range(MAX_DOUBTED + 5):
+        doubts.host_is_silent(node_id(number), 0)
+    believed = doubts.believed([a_node(number, 1) for number in range(MAX_DOUBTED + 5)], 1)
+    assert believed is not None
+    assert sum(not node.may_host for node in believed) == MAX_DOUBTED
