@@ -10,6 +10,7 @@ from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.fetching import Located, ModelFiles
 from agentmesh.inference.logic.capabilities import capabilities_of
+from agentmesh.inference.logic.engine_end import without_log
 from agentmesh.inference.logic.fit import Fit
 from agentmesh.inference.logic.presence import MAX_WAITS_CHARS
 from agentmesh.inference.logic.target import ServedModel
@@ -94,5 +95,5 @@ def offer_of(run: Viewed) -> ServedModel:
         size_bytes=facts.weight_bytes if facts is not None else plan.size_bytes if plan is not None else 0,
         sha256=run.sha256,
         shard=spread.shard if spread is not None else "",
-        waits=" ".join(run.reason.split())[:MAX_WAITS_CHARS] if run.state == ModelState.WAITING else "",
+        waits=without_log(run.reason)[:MAX_WAITS_CHARS] if run.state == ModelState.WAITING else "",
     )

@@ -33,7 +33,7 @@ def unfit(node: NodeFacts) -> Excluded | None:
         sentence = f"{node.shown} takes no part: start it with --split to share this model, or with --rpc-peers to lend memory."
         return Excluded(node.node, ExclusionCode.NO_PART, sentence)
     if not node.engine_commit or not node.has_rpc:
-        sentence = f"{node.shown} has no engine that can share a model. Build one there with: agentmesh engine install"
+        sentence = f"{node.shown} has no engine that can share a model: run 'agentmesh engine install' there."
         return Excluded(node.node, ExclusionCode.NO_RPC, sentence)
     return None
 

@@ -54,6 +54,11 @@ def end_message(end: ProcessEnd, lines: Sequence[str], log: str) -> str:
     return "\n".join([f"{explained} Its log, {log}, ends with:", *lines[-SHOWN_LINES:]])
 
 
+def without_log(message: str) -> str:
+    """What end_message says, as others may read it: why, without lines and place of the log."""
+    return message.split("\n", 1)[0].split(" Its log, ", 1)[0]
+
+
 def _from_log(text: str) -> str:
     if found := _BAD_OPTION.search(text):
         return f"The engine does not know the option {found[1]}."

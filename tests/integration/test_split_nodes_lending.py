@@ -1,0 +1,170 @@
+"""Nodes that lend memory to a model's host: where its weights are from, who may use it, and what users say about it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentmesh.inference.engine.engine import Engine
+from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.split_cases import load, parts_lent, refused, wait_reason
+from tests.fakes.split_nodes import (
+    ENOUGH,
+    MODEL,
+    PLANNED_S,
+    SplitNodes,
+    a_dense,
+    answers,
+    complete,
+    model_of,
+    rpc_servers,
+    wait_state,
+)
+
+WEIGHTS = 50_000_000  # bytes: less than the half of them that a worker has, more than all else that crosses
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_dense(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]:
+    assert real_engine.has_rpc
+    yield SplitNodes(nodes, file)
+
+
+@pytest.fixture(scope="module")
+def alone(real_engine: Engine, file: Path) -> str:
+    """What the model says on one node that can hold it."""
+    with Nodes() as nodes:
+        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
+        wait_state(node, "ready")
+        return complete(node)
+
+
+def fetched_files(node: NodeHome) -> list[Path]:
+    return [path for path in (node.root / "split-files").rglob("blobs/*") if path.is_file()]
+
+
+def test_a_worker_without_the_file_fetches_it_and_what_is_damaged_there_is_not_used(
+    world: SplitNodes, alone: str
+) -> None:
+    host = world.start("host")
+    worker = world.lend("worker")
+    told = wait_state(host, "ready")["workers"][0]
+    assert complete(host) == alone
+    assert told["has_files"]
+    assert told["sent_bytes"] < 3_000_000
+    [kept] = fetched_files(worker)
+    assert kept.stat().st_size == world.file.stat().st_size
+    assert worker.stop() == 0
+    with kept.open("r+b") as damaged:
+        damaged.seek(60_000_000)
+        damaged.write(bytes(64))
+    worker.start("--name", "worker", "--rpc-peers", "all", "--max-vram", "0.2")
+    wait_state(host, "ready")
+    wait_for(lambda: [p["state"] for p in parts_lent(worker)] == ["serving"], PLANNED_S, "the part")
+    assert complete(host) == alone
+    assert not model_of(host)["workers"][0]["has_files"]
+
+
+def test_a_worker_that_was_told_so_lets_the_weights_come(world: SplitNodes, alone: str) -> None:
+    host = world.start("host")
+    worker = world.lend("worker", "--weights", "stream")
+    wait_state(host, "ready")
+    assert complete(host) == alone
+    told = model_of(host)["workers"][0]
+    [lent] = parts_lent(worker)
+    assert not told["has_files"]
+    assert told["sent_bytes"] > WEIGHTS
+    assert "sends it the weights: This node has not got the model's files" in told["state"]
+    assert "weights come from the host" in lent["reason"]
+    assert lent["received_bytes"] > WEIGHTS
+    assert not fetched_files(worker)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted")
+def test_a_worker_whose_disk_is_full_lets_the_weights_come(world: SplitNodes, alone: str) -> None:
+    host = world.start("host")
+    home = world.nodes.home()
+    folder = home.root / "split-files"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        home.environment |= {k: v for k, v in host.environment.items() if k != "AGENTMESH_HOME"}
+        worker = home.start("--join", host.invite, "--name", "worker", "--rpc-peers", "all", "--max-vram", "0.2")
+        wait_state(host, "ready")
+        assert complete(host) == alone
+        assert "free" in parts_lent(worker)[0]["reason"]
+        assert not model_of(host)["workers"][0]["has_files"]
+        worker.stop()
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+def test_memory_that_is_lent_to_somebody_else_is_not_used_and_the_id_to_give_is_named(world: SplitNodes) -> None:
+    host = world.start("host")
+    other = world.nodes.start("--name", "other", "--join", host.invite)
+    worker = world._start(  # pyright: ignore[reportPrivateUsage]
+        ["--name", "worker", "--rpc-peers", other.json("status")["node_id"], "--max-vram", "0.2"], (), None
+    )
+    me = host.json("status")["node_id"]
+    seen = wait_reason(host, "worker", "does not lend to", f"--rpc-peers {me}")
+    assert seen["state"] == "waiting"
+    wait_for(lambda: f"--rpc-peers {me}" in refused(other)[1]["message"], 20, "the reason on every node's API")
+    status, error = refused(other)
+    assert (status, error["code"]) == (503, "model_waiting")
+    assert not parts_lent(worker)
+    assert not rpc_servers(worker)
+
+
+def test_what_users_ask_of_a_split_is_done_or_said_to_be_impossible(world: SplitNodes, file: Path, alone: str) -> None:
+    """By `load`, on two nodes that run: the wrong and the right --tensor-split, too many peers, a host; and across a restart."""
+    first = world.lend("first", memory="0.2")
+    second = world.lend("second", memory="0.19")
+    ids = [node.json("status")["node_id"] for node in (first, second)]
+
+    assert load(first, file, "--tensor-split", "1,1,1").code == 0
+    seen = wait_reason(first, "--tensor-split has 3 numbers, but 2 nodes")
+    assert seen["state"] == "waiting"
+    assert first.cli("unload", MODEL).code == 0
+
+    assert load(first, file, "--min-peers", "2").code == 0
+    seen = wait_reason(first, "1 of 2 peers (--min-peers) can share")
+    assert not rpc_servers(second)
+    assert first.cli("drop", MODEL).code == 0
+
+    done = load(first, file, "--tensor-split", "5,3")
+    assert done.code == 0, done.err
+    told = wait_state(first, "ready")
+    assert [one["layers"] for one in told["workers"]] == [5]
+    assert complete(first) == alone
+
+    assert first.stop() == 0
+    wait_for(lambda: not rpc_servers(second), 20, "the worker to be free")
+    first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
+    told = wait_state(first, "ready")
+    assert [one["layers"] for one in told["workers"]] == [5]  # with its flags
+    assert complete(first) == alone
+
+    assert load(second, file, "--host-node", ids[1]).code == 0
+    told = wait_state(second, "ready", timeout_s=150)
+    assert told["role"] == "host"
+    wait_state(first, "standby")
+    wait_for(lambda: answers(first), 20, "an answer through the node that was host")
+    assert complete(first) == alone
+
+    for node in (first, second):
+        assert node.cli("drop", MODEL).code == 0
+    assert not answers(first)
+    wait_for(lambda: not rpc_servers(first) and not rpc_servers(second), 20, "everything to be gone")
+    assert first.stop() == 0
+    first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
+    assert not model_of(first)
