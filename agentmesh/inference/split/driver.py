@@ -62,6 +62,7 @@ class SplitDriver:
         publish: puts a claim into this node's record.
         reported: told of every change that status shows.
         serving: the other nodes that answer for the model now, each with the name of its shard ("": the whole model).
+        blamed: the worker whose fault it is that the last run ended; none: nobody's.
         drain: lets the engine finish what it answers, within a bound; nothing new reaches it from then on.
     """
 
@@ -77,6 +78,7 @@ class SplitDriver:
         reported: Callable[[], None] = lambda: None,
         serving: Callable[[], Mapping[bytes, str]] = dict,
         drain: Callable[[], Awaitable[None]] | None = None,
+        blamed: Callable[[], bytes] = bytes,
     ) -> None:
         self._me = me
         self._content = content
@@ -86,6 +88,7 @@ class SplitDriver:
         self._reported = reported
         self._serving = serving
         self._drain = drain
+        self._blamed = blamed
         self._replan = Replan(me, planner)
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
         self._changed = False  # records did, since they were last looked at
@@ -243,7 +246,7 @@ class SplitDriver:
             self._shards.ended(_now_ms())
             self.wish_changed()  # plan again, after the debounce
         else:
-            self._put(HostEnded(reason))
+            self._put(HostEnded(reason, b"" if task.cancelled() else self._blamed()))
 
     def _look_at_shards(self) -> None:
         move = self._shards.look(

@@ -164,6 +164,7 @@ class SplitHost:
         self._closed = False
         self._lost = asyncio.Event()
         self._loss = ""  # the first one's sentence
+        self.blamed = b""  # the worker that refused, or was lost first
         self._ends = TaskSet("ends of a split")
         self._workers = tuple(
             _Worker(node, parts.name_of(node), [share for share in plan.shares if share.place.node == node])
@@ -195,7 +196,9 @@ class SplitHost:
         try:
             check_engine(self._job.engine, self._plan)
             ask = await self._questions()
-            await _all_or_none([self._lease(worker, ask(worker)) for worker in self._workers], self._fail_when_lost())
+            await _all_or_none(
+                [self._blamed_lease(worker, ask(worker)) for worker in self._workers], self._fail_when_lost()
+            )
             endpoints = [worker.endpoint for worker in self._workers if worker.endpoint is not None]
             words = split_words(self._job.engine, self._plan, endpoints)
             if self._lost.is_set():
@@ -225,6 +228,14 @@ class SplitHost:
 
         return ask
 
+    async def _blamed_lease(self, worker: _Worker, ask: JobAsk) -> None:
+        """The same errors; who refused or was lost first is remembered."""
+        try:
+            await self._lease(worker, ask)
+        except (WorkerRefused, WorkerLost):
+            self.blamed = self.blamed or worker.node
+            raise
+
     async def _lease(self, worker: _Worker, ask: JobAsk) -> None:
         """Raises: WorkerTermSeen, WorkerRefused, WorkerLost, EngineFailed."""
         worker.lease = lease = HostLease(
@@ -233,7 +244,7 @@ class SplitHost:
             worker.name,
             ask,
             say=lambda sentence: self._say(f"{worker.name}: {sentence}"),
-            on_lost=self._was_lost,
+            on_lost=lambda sentence: self._was_lost(sentence, worker.node),
             limits=self._limits,
         )
         said = await lease.open()
@@ -263,7 +274,7 @@ class SplitHost:
 
         def lost(reason: str) -> None:
             worker.loss = worker.loss or f"The connection to the worker {name} ended: {reason}"
-            self._was_lost(worker.loss)
+            self._was_lost(worker.loss, node)
 
         return RpcGateway(
             open_stream,
@@ -291,9 +302,10 @@ class SplitHost:
 
     # ------------------------------------------------------------------ ends
 
-    def _was_lost(self, sentence: str) -> None:
+    def _was_lost(self, sentence: str, worker: bytes) -> None:
         if self._closed or self._lost.is_set():
             return
+        self.blamed = self.blamed or worker
         self._loss = sentence
         self._lost.set()
         if self._is_open:

@@ -82,6 +82,7 @@ class PlanRunner:
         self._min_experts = min_experts
         self._tasks = TaskSet("run plan")
         self._host: SplitHost | None = None
+        self.blamed = b""  # the worker whose fault it is that the last run ended
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         """Of the split that is hosted now."""
@@ -104,6 +105,7 @@ class PlanRunner:
         view = self._view
         view.role = {Solo: "alone", Split: "host", Shards: "shard"}[type(plan)]
         view.sentence = " ".join(plan.common.reasons)
+        self.blamed = b""
         try:
             match plan:
                 case Solo():
@@ -194,6 +196,7 @@ class PlanRunner:
             await asyncio.wait([lost, _gone_future(run)], return_when=asyncio.FIRST_COMPLETED)
             return lost.result() if lost.done() else await _gone(run)
         finally:
+            self.blamed = host.blamed
             await to_its_end(self._end_split(host, keys), name="split")
 
     async def _end_split(self, host: SplitHost, keys: list[object]) -> None:

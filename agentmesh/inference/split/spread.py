@@ -203,6 +203,7 @@ class _Followed:
             reported=self._report,
             serving=lambda: self._serving,
             drain=runner.drain,
+            blamed=lambda: runner.blamed,
         )
 
     async def follow(self) -> None:
@@ -291,10 +292,10 @@ class _Followed:
             view.sentence = driver.sentence
             if hosts:
                 self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
-            elif driver.state is State.CLAIMING and not driver.failure:
-                self._show(ModelState.LOADING, driver.sentence)
-            else:
+            elif driver.failure or (driver.state is State.FOLLOWING and isinstance(driver.outcome, Wait)):
                 self._show(ModelState.WAITING, driver.sentence)
+            else:  # it goes on by itself: requests wait for it, and are not told to come back later
+                self._show(ModelState.LOADING, driver.sentence)
         elif driver.is_ready:
             self._advise()
         elif driver.state is State.STOPPING:
