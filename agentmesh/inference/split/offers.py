@@ -118,6 +118,7 @@ class SplitOffers:
         self._held: dict[str, tuple[Held, Held]] = {}  # by content, wanted and worked, when that was measured
         self._own: SplitOffer | None = None  # as others read it; None: to be put together
         self._heard = HeardOffers()
+        self._there: set[bytes] = set()  # who counted, when it was looked at last
         self._complained = ""
         self._was_tried = False  # to measure this machine
         self.telling = Telling(publish, self._payload, _EMPTY, node_count, now_ms or _loop_ms)
@@ -310,6 +311,10 @@ class SplitOffers:
         self._notify()
 
     def _notify(self) -> None:
+        there = {node for node, _ in self._counting()}
+        if there - self._there and any(model.claim is not None for model in self._wants.values()):
+            self.telling.again()  # who was away has missed who hosts, and would begin to host, too
+        self._there = there
         for listener in self._listeners:
             listener()
 

@@ -60,6 +60,7 @@ class Telling:
         self._retry_ms: int | None = None
         self._published_ms: int | None = None
         self._last: bytes | None = None  # what is out there and would have to be taken back
+        self._is_missed = False
         self.has_published = False
 
     def start(self) -> None:
@@ -76,6 +77,12 @@ class Telling:
             self._urgent_ms = now_ms
             self._retry_ms = None
         self._woken.set()
+
+    def again(self) -> None:
+        """Somebody may have missed it: tell it once more, soon, though nothing changed."""
+        if self._last is not None:
+            self._is_missed = True
+            self.changed()
 
     def found(self, payload: bytes) -> None:
         """An earlier run of this node said this, and did not take it back."""
@@ -131,7 +138,7 @@ class Telling:
         urgent_ms = self._urgent_ms
         self._changed_ms = self._urgent_ms = self._retry_ms = None
         payload = self._payload_now()
-        if payload == self._last and (payload is None or not self._is_old()):
+        if payload == self._last and (payload is None or not (self._is_missed or self._is_old())):
             return
         said = self._empty if payload is None else payload
         before = self._last
@@ -146,7 +153,7 @@ class Telling:
             _log.info("what this node says of splits was not told: %s", error)
             self._retry_ms = self._now_ms() + (RETRY_MS if urgent_ms is None else URGENT_RETRY_MS)
             return
-        self.has_published = True
+        self.has_published, self._is_missed = True, False
         self._published_ms = self._now_ms()
         self._last = payload
 

@@ -161,3 +161,20 @@ async def test_a_flood_of_one_nodes_words_is_looked_at_a_few_times_a_second() ->
     [facts] = world.offers.nodes(A)
     assert facts.name == str(world.now_ms)  # what is asked for is answered by the newest word in any case
     await world.offers.stop()
+
+
+async def test_who_is_back_is_told_again_who_hosts() -> None:
+    """A machine that slept, or the other half of a mesh: what was said meanwhile never came, and it would begin to host as well."""
+    world = await a_wanting_world(Claim(3, "d", True))
+    await world.hears(OTHER, WANTER)
+    assert await world.tell() is not None  # it is new here
+    world.states[OTHER] = PeerState.DEAD
+    world.offers.on_peer_state(OTHER, PeerState.DEAD)
+    assert world.offers.telling.next_ms() > world.now_ms + 30 * SECOND_MS
+    world.states[OTHER] = PeerState.ALIVE
+    world.offers.on_peer_state(OTHER, PeerState.ALIVE)
+    assert world.offers.telling.next_ms() <= world.now_ms + 2 * SECOND_MS
+    said = await world.tell()
+    assert said is not None
+    assert said.wants[0].claim == Claim(3, "d", True)
+    assert world.offers.telling.next_ms() > world.now_ms + 30 * SECOND_MS  # once
