@@ -22,6 +22,7 @@ from agentmesh.inference.split import worker_files
 from agentmesh.inference.split.worker_files import COMMIT, FOLDER, REPO, MeshWorkerFiles
 from agentmesh.mesh.transport import Stream
 from tests.fakes.blob_cluster import put
+from tests.fakes.mesh_nodes import eventually
 from tests.fakes.tiny_gguf import write_tiny
 
 HOST = b"h" * 32
@@ -133,6 +134,26 @@ async def test_who_has_nothing_is_told_and_the_host_is_asked_first(world: World,
     assert world.asked and set(world.asked) == {HOST}
     assert not list((world.home.root / FOLDER).rglob("passwd*"))
     assert (await world.open(models("b"), fetch=False)).sentence == "This node has not got the model's files."
+
+
+async def test_a_host_whose_files_come_for_ever_does_not_keep_another_from_being_served(
+    world: World, models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+
+    async def open_stream(peer: bytes) -> Stream:
+        await never.wait()
+        raise Unreachable("nobody is here")
+
+    monkeypatch.setattr(worker_files, "TURN_S", 0.2)
+    files = MeshWorkerFiles(world.home, world.index, FileIdentities.of_home(world.home), open_stream, margin_bytes=0)
+    slow = asyncio.ensure_future(files.open([described(models("slow"))], HOST, world.told.append, fetch=True))
+    await eventually(lambda: "looking for the model's files" in world.told)
+    opened = await files.open([described(models("other"))], b"o" * 32, world.told.append, fetch=True)
+    assert opened.weights is None
+    assert "another host" in opened.sentence
+    slow.cancel()
+    await asyncio.wait([slow])
 
 
 async def test_room_is_made_of_what_was_unused_the_longest(world: World, models: Callable[[str], Path]) -> None:

@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -43,6 +43,7 @@ FOLDER: Final = "split-files"
 # Fetched files lie as in the Hugging Face cache, in one repository that no hub has: the same code resumes, checks and places them.
 REPO: Final = "split/files"
 COMMIT: Final = "0" * 40
+TURN_S: Final = 600.0  # that one host's files are waited for before another's weights travel: a host may give its own as slowly as it likes
 
 Tell = Callable[[str], None]
 
@@ -151,7 +152,7 @@ class MeshWorkerFiles:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(tell, text)
 
-        async with self._fetching:
+        async with self._turn():
             try:
                 await in_daemon_thread(
                     lambda: self._fetch_all(missing, self._sources(loop, host), seen, stop), name="fetch for a host"
@@ -163,6 +164,19 @@ class MeshWorkerFiles:
                 raise NoPeerHas("No member of the mesh gives the model's files now.") from error
             finally:
                 stop.set()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """Raises: NoPeerHas: other files are being fetched for too long."""
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._fetching.acquire()
+        except TimeoutError:
+            raise NoPeerHas("Files for another host are being fetched.") from None
+        try:
+            yield
+        finally:
+            self._fetching.release()
 
     def _sources(self, loop: asyncio.AbstractEventLoop, host: bytes) -> list[PeerSource]:
         def peers() -> list[bytes]:
