@@ -18,7 +18,7 @@ from agentmesh.core.paths import Home
 
 if TYPE_CHECKING:
     from agentmesh.inference.engine.doctor import Diagnosis, Finding
-    from agentmesh.inference.engine.engine import Device, EngineSearch
+    from agentmesh.inference.engine.engine import Device, Engine, EngineSearch
     from agentmesh.inference.engine.hardware import Hardware
 
 FLAVOR_NAMES: Final = ("cpu", "cuda", "rocm", "vulkan", "metal")
@@ -183,13 +183,21 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
             continue
         if finding.starts:
             click.echo(f"    starts and is healthy after {finding.start_s:.1f} s")
-        click.echo(f"    split over nodes: {'yes' if finding.engine.has_rpc else 'no'}")
+        click.echo(f"    split over nodes: {'yes' if finding.engine.has_rpc else 'no'}{_hashing_note(finding.engine)}")
         for device in finding.engine.devices:
             click.echo(f"    {_device_line(device)}")
     for folder, why in diagnosis.foreign:
         click.echo(safe_line(f"  {folder}  not for this machine: {why}"))
     for hint in diagnosis.hints:
         note(hint)
+
+
+def _hashing_note(engine: Engine) -> str:
+    return (
+        ""
+        if engine.tensor_hash or not engine.has_rpc
+        else " (no program to hash weights beside it: first loads take longer)"
+    )
 
 
 def _line(finding: Finding, diagnosis: Diagnosis) -> str:
@@ -212,6 +220,7 @@ def _row(finding: Finding, diagnosis: Diagnosis) -> dict[str, Any]:
         "origin": found.origin,
         "command": list(found.command),
         "rpc_server": str(found.rpc_server) if found.rpc_server else None,
+        "tensor_hash": str(found.tensor_hash) if found.tensor_hash else None,
         "flavor": probed.flavor if probed else found.flavor or None,
         "build": probed.build if probed else None,
         "commit": (probed.commit or None) if probed else None,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from agentmesh.inference.engine.build import Installed, InstallRequest, install
 from agentmesh.inference.engine.errors import BuildFailed, UnknownFlavor
 from agentmesh.inference.engine.pin import Pin, load_pin
 from agentmesh.inference.engine.store import build_key
+from agentmesh.inference.engine.tensor_hash import program_name
 from tests.fakes.engine_programs import program
 
 INNER = "llama_cpp_python-0.3.36/vendor/llama.cpp"
@@ -103,6 +105,7 @@ def test_a_build_is_put_into_the_homes_store_under_its_key(world: World) -> None
     assert done.build.bin == world.store / key / "bin"
     assert not done.was_there
     assert sorted(p.name for p in done.build.bin.iterdir()) == [
+        program_name(),
         "ggml-rpc-server",
         "llama-gguf-split",
         "llama-imatrix",
@@ -146,6 +149,34 @@ def test_a_shared_store_takes_the_build_for_every_home(world: World, tmp_path: P
     assert not world.store.exists()
     world.home = Home(tmp_path / "other-home")
     assert world.install(environ=environ).was_there
+
+
+def test_the_program_that_hashes_comes_beside_a_build_that_lacks_it(world: World) -> None:
+    done = world.install()
+    hasher = done.build.bin / program_name()
+    inode = hasher.stat().st_ino
+    assert world.install().was_there
+    assert hasher.stat().st_ino == inode
+    hasher.unlink()
+    assert world.install().was_there
+    assert hasher.is_file()
+    assert len(world.calls) == 2  # nothing of llama.cpp was built again
+
+
+COMPILERS = {
+    "fails": ("echo 'x.c:1: error: no such thing'; exit 1", "could not compile it.*no such thing"),
+    "makes nothing": ("true", "No such file"),
+    "makes another program": ("printf '#!/bin/sh\\necho 0 0 0' > $3; chmod +x $3", "does not hash right"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_an_engine_is_installed_where_the_program_that_hashes_cannot_be_made(world: World, kind: str) -> None:
+    body, sentence = COMPILERS[kind]
+    program(world.bin / "cc", body)
+    done = world.install()
+    assert [p.name for p in done.build.bin.iterdir() if "hash" in p.name] == []
+    assert re.search(f"(?s)first load as a split takes longer.*{sentence}", world.said[-1])
 
 
 FAILURES = {

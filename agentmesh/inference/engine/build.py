@@ -52,6 +52,7 @@ from agentmesh.inference.engine.store import (
     read_build,
     store_to_build_in,
 )
+from agentmesh.inference.engine.tensor_hash import ensure_tensor_hash
 from agentmesh.inference.engine.toolchain import ALSO_NEEDED, Toolchain, default_jobs, detect_flavor, find_toolchain
 from agentmesh.inference.logic.engine_output import progress_of
 
@@ -85,7 +86,8 @@ class Installed:
 
 
 def install(request: InstallRequest, say: Say, progress: Callable[[str, int], None]) -> Installed:
-    """Build the engine unless the same build is there. `say` gets sentences, `progress` a step's name and percentage.
+    """Build the engine unless the same build is there, and our own program beside it. `say` gets sentences, `progress` a step's
+    name and percentage.
 
     Raises:
         BuildFailed: tools are missing, the source is not the pinned one, or a step failed; nothing is left behind.
@@ -93,6 +95,13 @@ def install(request: InstallRequest, say: Say, progress: Callable[[str, int], No
         UnknownFlavor: there is none of this name.
         KeyboardInterrupt: also for SIGTERM and SIGHUP; no compiler runs on, nothing is left behind.
     """
+    done = _install(request, say, progress)
+    with _signals_interrupt():
+        ensure_tensor_hash(done.build.bin, request.home, request.environ, request.home.logs / LOG_NAME, say)
+    return done
+
+
+def _install(request: InstallRequest, say: Say, progress: Callable[[str, int], None]) -> Installed:
     flavor = _flavor(request, say)
     store = store_to_build_in(request.home, request.environ)
     target = store / build_key(request.pin, flavor)

@@ -49,6 +49,7 @@ class FoundEngine:
     rpc_server: Path | None = None
     gguf_split: Path | None = None
     imatrix: Path | None = None
+    tensor_hash: Path | None = None  # ours: engine/tensor_hash.py
 
     @property
     def program(self) -> Path:
@@ -75,6 +76,7 @@ class Engine:
     flags: frozenset[str]  # every option that --help names and does not call removed, e.g. "--ctx-size", "-c"
     devices: tuple[Device, ...]
     unix_sockets: bool  # the server can listen on a path that ends in .sock
+    tensor_hash: Path | None = None  # ours, beside the server: engine/tensor_hash.py
 
     @property
     def is_embedded(self) -> bool:

@@ -24,6 +24,7 @@ from agentmesh.inference.engine.engine import (
 from agentmesh.inference.engine.limits import MAX_PATH_FOLDERS
 from agentmesh.inference.engine.pin import FLAVORS, load_pin
 from agentmesh.inference.engine.store import GGUF_SPLIT, IMATRIX, RPC_SERVERS, SERVER, builds, stores
+from agentmesh.inference.engine.tensor_hash import program_name
 
 BIN_DIR_VARIABLE: Final = "AGENTMESH_BIN_DIR"
 EMBEDDED_MODULE: Final = "agentmesh.inference.engine.embedded"
@@ -102,6 +103,7 @@ def _beside(server: Path, origin: str, flavor: str, suffix: str) -> FoundEngine:
         rpc_server=other(*RPC_SERVERS),
         gguf_split=other(GGUF_SPLIT),
         imatrix=other(IMATRIX),
+        tensor_hash=other(program_name()),
     )
 
 

@@ -87,6 +87,7 @@ async def probe(found: FoundEngine, environ: Mapping[str, str] | None = None) ->
         flags=flags,
         devices=devices,
         unix_sockets=read_unix_sockets(help_text),
+        tensor_hash=found.tensor_hash,
     )
     while len(_remembered) >= MAX_REMEMBERED:
         del _remembered[next(iter(_remembered))]

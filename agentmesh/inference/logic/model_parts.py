@@ -6,14 +6,14 @@ Owns the classes of tensors (llama-arch.cpp, LLM_TENSOR_INFOS) and the arithmeti
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from agentmesh.inference.logic.fit import PROCESS_BYTES, batch_tokens, buffer_bytes
 from agentmesh.inference.logic.gguf_facts import ModelFacts
 from agentmesh.inference.logic.gguf_header import Header
 from agentmesh.inference.logic.kv_cache import context_bytes
-from agentmesh.inference.logic.split_values import ModelParts
+from agentmesh.inference.logic.split_values import ModelParts, Split
 
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _FIRST_LAYER: Final = ("token_embd_norm.",)
@@ -52,6 +52,22 @@ def even_parts(facts: ModelFacts) -> ModelParts:
     layer has."""
     layer = -(-facts.weight_bytes // facts.layer_count)
     return ModelParts(layer, (layer,) * facts.layer_count, layer)
+
+
+def is_on_workers(plan: Split) -> Callable[[str], bool]:
+    """Says of a tensor's name whether it belongs to a layer that a worker has."""
+    layers = {
+        str(number)
+        for share in plan.shares
+        if not share.place.is_host
+        for number in range(share.first, share.first + share.layers)
+    }
+
+    def is_theirs(name: str) -> bool:
+        match = _BLOCK.match(name)
+        return match is not None and match[1] in layers
+
+    return is_theirs
 
 
 def layers_bytes(facts: ModelFacts, parts: ModelParts, first: int, end: int, context_tokens: int, slots: int) -> int:

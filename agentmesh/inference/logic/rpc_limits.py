@@ -56,3 +56,7 @@ MAX_GATEWAY_CONNECTIONS: Final = 16  # waiting or served; llama-server has one a
 
 MAX_HASHED_FILES: Final = 64  # parts; the oldest go first
 MAX_HASH_FILE_BYTES: Final = 16 * MIB
+HASH_MIN_BYTES: Final = 10 * MIB  # HASH_THRESHOLD of ggml-rpc.cpp: of tensors above it llama-server tells the hash
+HASH_RUN_S: Final = 600.0  # for our own program, all parts; by then llama-server has told what it needs
+MAX_HASH_RANGES: Final = 65_536  # the program takes no more
+MAX_HASH_LINE_BYTES: Final = 64  # of its output: two numbers and 16 digits

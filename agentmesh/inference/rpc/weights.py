@@ -88,6 +88,10 @@ class WeightFiles:
             return None
         return place
 
+    def places(self) -> tuple[Place, ...]:
+        """All tensors that can be found."""
+        return tuple(self._places.values())
+
     def check(self, place: Place) -> None:
         """Whether its file is what it was when its content was known. Raises: ModelFileUnusable: it changed."""
         if self._closed or _key(place.part.descriptor) != place.part.key:
@@ -177,8 +181,8 @@ def read_into(place: Place, start: int, block: memoryview) -> None:
 class WeightHashes:
     """FNV-1a values of tensors, by the SHA-256 of their file and their name, remembered in one small file of the home.
 
-    Values are only learned from llama-server itself, from a hash that was followed by bytes equal to the file's. Losing them costs
-    one load in which llama-server hands its weights to the gateway.
+    Values are learned from our own program, which read the file (rpc/hashing.py), and from llama-server itself, from a hash that was
+    followed by bytes equal to the file's. Losing them costs one load in which llama-server hands its weights to the gateway.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -191,6 +195,11 @@ class WeightHashes:
     def of_home(cls, home: Home) -> WeightHashes:
         """The ones that a home remembers. Reads a file."""
         return cls(home.root / "cache" / "tensor-hashes.json")
+
+    def knows(self, place: Place) -> bool:
+        """Whether any value is recorded, or none ever will be."""
+        sha256 = place.part.sha256.hex()
+        return place.name in self._known.get(sha256, {}) or (sha256, place.name) in self._doubtful
 
     def fits(self, place: Place, fnv: int) -> bool:
         """Whether this is the recorded value."""

@@ -21,6 +21,7 @@ from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.split_arguments import Endpoint, SplitWords, check_engine, devices_of, split_words
 from agentmesh.inference.logic.job_wire import JobAsk, JobFile, JobSaid
+from agentmesh.inference.logic.model_parts import is_on_workers
 from agentmesh.inference.logic.rpc_stream import Opened, OpenStatus
 from agentmesh.inference.logic.split_offer import content_of
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, Share, Split
@@ -29,6 +30,7 @@ from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.rpc.counters import CommandCount, RelayCounters
 from agentmesh.inference.rpc.errors import WorkerLost, WorkerRefused
 from agentmesh.inference.rpc.gateway import RpcGateway
+from agentmesh.inference.rpc.hashing import hash_tensors
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from agentmesh.inference.split.host_lease import DEFAULT_LIMITS, HostLease, LeaseLimits
 from agentmesh.inference.split.parts import OpenStream
@@ -166,6 +168,7 @@ class SplitHost:
         self._loss = ""  # the first one's sentence
         self.blamed = b""  # the worker that refused, or was lost first
         self._ends = TaskSet("ends of a split")
+        self._hashing = TaskSet("hashes of a split")
         self._workers = tuple(
             _Worker(node, parts.name_of(node), [share for share in plan.shares if share.place.node == node])
             for node in plan.workers
@@ -196,6 +199,7 @@ class SplitHost:
         try:
             check_engine(self._job.engine, self._plan)
             ask = await self._questions()
+            self._begin_hashing()
             await _all_or_none(
                 [self._blamed_lease(worker, ask(worker)) for worker in self._workers], self._fail_when_lost()
             )
@@ -227,6 +231,13 @@ class SplitHost:
             return JobAsk(job.content, job.model_id, job.term, files, tuple(needs), job.engine.commit, job.rpc_version)
 
         return ask
+
+    def _begin_hashing(self) -> None:
+        """While workers get ready, and beyond: nobody waits for it, and llama-server may find some values known."""
+        program, weights = self._job.engine.tensor_hash, self._weights
+        if program is not None and weights is not None:
+            wanted = is_on_workers(self._plan)
+            self._hashing.spawn(hash_tensors(program, weights, self._parts.hashes, wanted=wanted), name="hash")
 
     async def _blamed_lease(self, worker: _Worker, ask: JobAsk) -> None:
         """The same errors; who refused or was lost first is remembered."""
@@ -322,6 +333,7 @@ class SplitHost:
             self._closed = True
             for worker in self._workers:
                 self._ends.spawn(_end(worker), name=worker.name)
+        await self._hashing.close()
         await self._ends.finish(within_s)
         if self._weights is not None:
             self._weights.close()
