@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTEXT_TOKENS = 512
 CHARS_A_TOKEN = 6  # more than any vocabulary reaches on such text
 TIMEOUT_S = 4 * 3600.0
+TRIES = 4
 OUTPUT_BYTES = 16 * 1024 * 1024
 ESTIMATE = re.compile(r"PPL = ([0-9.]+|nan|inf) \+/- ([0-9.]+|nan|inf)")
 
@@ -54,15 +55,18 @@ class Measure:
         command += ["-b", str(CONTEXT_TOKENS), "--chunks", str(self.chunks)]
         if "imatrix" in self.program.name:
             command += ["-o", str(self.folder / "unused.gguf")]
-        ran = run_bounded(command, timeout_s=TIMEOUT_S, environ=os.environ, max_output_bytes=OUTPUT_BYTES)
-        if ran.code is not None and ran.code < 0:  # see expert_ranking: AMX that is announced and not there
-            ran = run_bounded(
-                [*command, "--no-repack"], timeout_s=TIMEOUT_S, environ=os.environ, max_output_bytes=OUTPUT_BYTES
-            )
-        found = ESTIMATE.search(ran.output)
-        if ran.code != 0 or found is None:
-            raise SystemExit(f"{' '.join(command)} failed ({ran.code}):\n{ran.output[-2000:]}")
-        return float(found[1]), float(found[2])
+        said = ""
+        for _ in range(TRIES):
+            ran = run_bounded(command, timeout_s=TIMEOUT_S, environ=os.environ, max_output_bytes=OUTPUT_BYTES)
+            if (found := ESTIMATE.search(ran.output)) is not None and ran.code == 0:
+                return float(found[1]), float(found[2])
+            said = f"({ran.code}):\n{ran.output[-2000:]}"
+            if ran.code is not None and ran.code < 0 and "--no-repack" not in command:
+                command.append("--no-repack")  # see expert_ranking: AMX that is announced and not there
+            elif ran.code != 0:
+                break
+            # Else its last lines are lost: llama.cpp's log does not print them each time (29 of 30 here).
+        raise SystemExit(f"{' '.join(command)} failed {said}")
 
 
 def programs(bin_dir: Path | None) -> tuple[Path, Path]:
