@@ -1,0 +1,100 @@
+"""Real nodes that share a model, and a member of their mesh that lies and floods."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.logic.split_limits import SILENT_MS
+from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel, content_of, encode_split_offer
+from agentmesh.inference.logic.split_values import Claim, Wish
+from agentmesh.mesh.logic.kinds import SPLIT
+from tests.fakes.mesh_nodes import TestNode
+from tests.fakes.node_process import Nodes
+from tests.fakes.split_nodes import MODEL, SplitNodes, a_dense, complete, model_of, wait_state
+
+HOUR_MS = 3_600_000
+RECORDS_PER_S = 50
+FLOOD_S = 15
+PATIENCE_S = SILENT_MS / 1000 + 60  # and what follows: debounce, claim, load
+
+
+@asynccontextmanager
+async def member(root: Path, invite: str) -> AsyncIterator[TestNode]:
+    node = await TestNode(root, "mallory").join(invite)
+    await node.start()
+    try:
+        yield node
+    finally:
+        await node.stop()
+
+
+def promises(content: str, engine: Engine, number: int = 0, claim: Claim | None = None) -> SplitOffer:
+    """All the memory that a record can hold."""
+    most = (1 << 50) - 1
+    return SplitOffer(
+        name="mallory",
+        machine_free_bytes=most - number,
+        machine_total_bytes=most,
+        engine_commit=engine.commit,
+        rpc_version=(7, 0, 0),
+        has_rpc=True,
+        lends_to_all=True,
+        wants=(WantedModel(content, MODEL, Wish(), claim),),
+    )
+
+
+@pytest.mark.timeout(400)
+async def test_a_member_that_promises_all_memory_and_never_hosts_keeps_a_model_for_a_minute_only(
+    tmp_path: Path, real_engine: Engine, nodes: Nodes
+) -> None:
+    file = a_dense(tmp_path)
+    content = content_of([hashlib.sha256(file.read_bytes()).digest()])
+    world = SplitNodes(nodes, file)
+    first = await asyncio.to_thread(world.lend, "lender")
+    async with member(tmp_path, first.invite) as mallory:
+        offer = encode_split_offer(promises(content, real_engine))
+        await mallory.mesh.publish(SPLIT.name, b"", offer, HOUR_MS)
+        second = await asyncio.to_thread(world.start, "host")
+        told = await asyncio.to_thread(wait_state, second, "ready", timeout_s=PATIENCE_S)
+        assert told["role"] == "host"
+        assert await asyncio.to_thread(complete, second)
+
+
+@pytest.mark.timeout(300)
+async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
+    tmp_path: Path, real_engine: Engine, nodes: Nodes
+) -> None:
+    file = a_dense(tmp_path)
+    content = content_of([hashlib.sha256(file.read_bytes()).digest()])
+    world = SplitNodes(nodes, file)
+    lender = await asyncio.to_thread(world.lend, "lender")
+    host = await asyncio.to_thread(world.start, "host")
+    await asyncio.to_thread(wait_state, host, "ready")
+    victim = psutil.Process(host.pid)
+    async with member(tmp_path, lender.invite) as mallory:
+        before = victim.cpu_times()
+        small = msgspec.structs.replace(promises(content, real_engine), machine_total_bytes=1 << 20)
+        sent = 0
+        began = time.monotonic()
+        while time.monotonic() - began < FLOOD_S:
+            said = msgspec.structs.replace(small, machine_free_bytes=sent)
+            await mallory.mesh.publish(SPLIT.name, b"", encode_split_offer(said), HOUR_MS)
+            sent += 1
+            await asyncio.sleep(1 / RECORDS_PER_S)
+        after = victim.cpu_times()
+        used_s = after.user + after.system - before.user - before.system
+        print(f"{sent} records in {FLOOD_S} s took {used_s:.1f} s of the host's processor")
+        assert sent > 5 * FLOOD_S
+        assert used_s < 0.6 * FLOOD_S
+        assert model_of(host)["state"] == "ready"
+        assert await asyncio.to_thread(complete, host)
