@@ -89,8 +89,12 @@ def post(node: NodeHome, path: str, body: Mapping[str, Any], timeout_s: float = 
     request = urllib.request.Request(
         f"http://127.0.0.1:{node.api_port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-        return json.loads(answer.read())
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        error.add_note(error.read().decode(errors="replace"))  # why, for whoever reads a failed test
+        raise
 
 
 class Streamed:
@@ -103,7 +107,11 @@ class Streamed:
             json.dumps(body).encode(),
             {"content-type": "application/json"},
         )
-        self._answer = urllib.request.urlopen(request, timeout=30)
+        try:
+            self._answer = urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode(errors="replace"))
+            raise
         self.first = self._answer.readline().decode()
         assert self.first.startswith("data:"), self.first
 

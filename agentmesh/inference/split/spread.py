@@ -294,7 +294,7 @@ class _Followed:
                 self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
             elif driver.failure or (driver.state is State.FOLLOWING and isinstance(driver.outcome, Wait)):
                 self._show(ModelState.WAITING, driver.sentence)
-            else:  # it goes on by itself: requests wait for it, and are not told to come back later
+            else:  # it goes on by itself, and soon: requests are not told to come back much later
                 self._show(ModelState.LOADING, driver.sentence)
         elif driver.is_ready:
             self._advise()
