@@ -24,8 +24,10 @@ from agentmesh.core.paths import Home
 from agentmesh.inference.engine.engine import Engine, EngineSearch
 from agentmesh.inference.engine.locate import find_engines
 from agentmesh.inference.engine.probe import probe
+from agentmesh.inference.models.gguf import read_model
 from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.rpc.gateway import RpcGateway
+from agentmesh.inference.rpc.hashing import hash_tensors
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
@@ -127,6 +129,14 @@ class Hosts:
         """A llama-server on the first host."""
         self._number += 1
         return TimedServer(self.engine, self.model, self.folder, f"server-{self._number}", *arguments)
+
+    async def hash(self, hashes: WeightHashes, layers: int) -> None:
+        """What a host does before it serves: the weights of the last so many layers, by the program beside the engine."""
+        if self.engine.tensor_hash is None:
+            raise SystemExit("The program that hashes weights is not beside the engine: agentmesh engine install")
+        count = read_model(self.model).facts.layer_count
+        wanted = tuple(f"blk.{number}." for number in range(count - layers, count))
+        await hash_tensors(self.engine.tensor_hash, self._weights, hashes, wanted=lambda name: name.startswith(wanted))
 
     async def reach_all(self) -> None:
         """Until streams to every worker can be opened."""

@@ -3,8 +3,9 @@
     python benchmarks/split_load.py [--bin-dir DIR] [--quick] [--rounds 3]
 
 The hosts and the line between them are those of split_decode.py, and so is the model; the line is a tenth of a millisecond long. The worker
-has half of the layers, or all. At the relay's first load nothing is known of the tensors' hashes; at the second
-it is. Files are in the page cache. What crosses is counted by the line, with all headers.
+has half of the layers, or all. Nothing is known of the tensors' hashes at the relay's first load: "unaided" without the program that
+hashes beside the engine, "first" with it, begun at the same moment as llama-server (a node begins earlier, when it asks workers). At the
+second they are known. Files are in the page cache. What crosses is counted by the line, with all headers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from benchmarks.split_hosts import Hosts, TimedServer, find_engine, split_argume
 from benchmarks.split_model import QUICK, TARGET, Table, write_model  # noqa: E402
 from tests.fakes.delay_line import DelayLine, can_make_lines  # noqa: E402
 
+NAMES = ("solo", "raw", "unaided", "first", "second")
+RELAYED = NAMES[2:]
 GIGABIT = 1e9
 LINE_RTT_MS = 0.1
 JUMBO_BYTES = 9_000  # the router is a program: with packets of 1500 bytes it would be the bound, not the line
@@ -40,17 +43,21 @@ class Loads:
         self._hosts = hosts
         self._layers = layers
         self._line = line
-        self.took_s: dict[str, list[float]] = {"solo": [], "raw": [], "first": [], "second": []}
+        self.took_s: dict[str, list[float]] = {name: [] for name in NAMES}
         self.crossed: dict[str, int] = {}
 
     async def round(self) -> None:
         """One load of each kind."""
-        hashes = WeightHashes()
         await self._load("solo", self._hosts.serve())
         await self._load("raw", self._split(self._hosts.raw_endpoints(1)))
-        for name in ("first", "second"):
-            async with self._hosts.gateways(1, hashes, compress=self._line is not None) as joined:
-                await self._load(name, self._split([joined[0][1]]))
+        none, hashes = WeightHashes(), WeightHashes()
+        for name, known in (("unaided", none), ("first", hashes), ("second", hashes)):
+            async with self._hosts.gateways(1, known, compress=self._line is not None) as joined:
+                server = self._split([joined[0][1]])
+                if name == "first":
+                    await asyncio.gather(self._load(name, server), self._hosts.hash(known, self._layers))
+                else:
+                    await self._load(name, server)
 
     def _split(self, endpoints: Sequence[str]) -> TimedServer:
         return self._hosts.serve(*split_arguments(endpoints, self._layers))
@@ -66,11 +73,11 @@ class Loads:
 
     def row(self, name: str) -> str:
         """The best, as whatever else runs on the machine only makes it longer, and ratios of these."""
-        solo, raw, first, second = (self.took_s[each] for each in ("solo", "raw", "first", "second"))
-        cells = [f"{min(each):.2f}" for each in (solo, raw, first, second)]
-        for relayed in (first, second):
-            cells += [f"{min(relayed) / min(other):.2f}" for other in (solo, raw)]
-        crossed = (f"{self.crossed[each]:,}" if each in self.crossed else "" for each in ("raw", "first", "second"))
+        best = {each: min(self.took_s[each]) for each in NAMES}
+        cells = [f"{each:.2f}" for each in best.values()]
+        for relayed in RELAYED:
+            cells += [f"{best[relayed] / best[other]:.2f}" for other in ("solo", "raw")]
+        crossed = (f"{self.crossed[each]:,}" if each in self.crossed else "" for each in NAMES[1:])
         return f"| {name} | {' | '.join((*cells, *crossed))} |"
 
 
@@ -80,10 +87,10 @@ async def run(chosen: argparse.Namespace, line: DelayLine | None, folder: Path) 
     model = folder / "model.gguf"
     if line is None:
         write_model(model, shape, Table.cycle())
-        print(f"| {model.stat().st_size / 1e6:.0f} MB | solo s | raw s | relayed first s | second s ", end="")
-        print("| first / solo | first / raw | second / solo | second / raw ", end="")
-        print("| bytes crossed, raw | first | second |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        heads = [f"{model.stat().st_size / 1e6:.0f} MB", *(f"{name} s" for name in NAMES)]
+        heads += [f"{name} / {other}" for name in RELAYED for other in ("solo", "raw")]
+        heads += [f"bytes crossed, {name}" for name in NAMES[1:]]
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     else:
         line.shape(rtt_ms=LINE_RTT_MS, bits_per_s=GIGABIT)
     async with split_hosts(engine, model, 1, line) as hosts:
