@@ -22,7 +22,7 @@ from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine.split_arguments import Endpoint, SplitWords, check_engine, devices_of, split_words
 from agentmesh.inference.logic.job_wire import JobAsk, JobFile, JobSaid
 from agentmesh.inference.logic.model_parts import is_on_workers
-from agentmesh.inference.logic.rpc_stream import Opened, OpenStatus
+from agentmesh.inference.logic.rpc_stream import Opened, OpenStatus, is_device
 from agentmesh.inference.logic.split_offer import content_of
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, Share, Split
 from agentmesh.inference.models.errors import ModelFileUnusable
@@ -235,7 +235,7 @@ class SplitHost:
     def _begin_hashing(self) -> None:
         """While workers get ready, and beyond: nobody waits for it, and llama-server may find some values known."""
         program, weights = self._job.engine.tensor_hash, self._weights
-        if program is not None and weights is not None:
+        if program is not None and weights is not None and not self._closed:
             wanted = is_on_workers(self._plan)
             self._hashing.spawn(hash_tensors(program, weights, self._parts.hashes, wanted=wanted), name="hash")
 
@@ -310,6 +310,8 @@ class SplitHost:
             raise WorkerRefused(
                 f"The RPC server of the worker {worker.name} has {len(facts.devices)} devices, not {len(said.devices)}."
             )
+        if not all(map(is_device, facts.devices)):
+            raise WorkerRefused(f"The RPC server of the worker {worker.name} says what cannot be of its devices.")
 
     # ------------------------------------------------------------------ ends
 
