@@ -132,6 +132,22 @@ async def test_a_device_that_is_not_there_is_named_with_the_logs_last_lines(prog
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.parametrize("broken", ["folder", "log"])
+async def test_what_a_host_hears_of_a_start_that_failed_names_no_path(
+    program: Path, tmp_path: Path, broken: str
+) -> None:
+    server = a_server(program, tmp_path)
+    if broken == "folder":
+        (tmp_path / "run").write_text("no folder")
+    else:
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "rpc.log").symlink_to("/dev/full")
+    with pytest.raises(EngineFailed, match="could not be started") as caught:
+        await server.start()
+    assert "/" not in caught.value.message
+    assert server.pid is None
+
+
 async def test_a_port_that_was_taken_meanwhile_is_replaced(
     server: RpcServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

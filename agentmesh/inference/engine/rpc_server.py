@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from typing import Final
 
 import psutil
 
+from agentmesh.core.errors import AgentMeshError, HomeError
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.engine import confine
 from agentmesh.inference.engine.address import LOOPBACK, prepare_folder, unique_name
@@ -107,8 +109,11 @@ class RpcServerProcess:
             EngineFailed: it does not come up; the message holds what it printed last, and nothing of it is left.
         """
         try:
-            prepare_folder(self._folder)
-            prepare_folder(self._log_path.parent)
+            try:
+                prepare_folder(self._folder)
+                prepare_folder(self._log_path.parent)
+            except HomeError as error:
+                raise _told(error) from error
             if await self._start_with_ports():
                 return
             if sys.platform == "linux" and _TAKEN not in self._reason:
@@ -177,9 +182,13 @@ class RpcServerProcess:
         """Whether it listens now; else it has ended, and `_reason` says why."""
         self._over = asyncio.Event()
         self.port = free_port()
-        guarded = self._guarded = await Guarded.start(
-            self._command(), self._environment(), folder=self._folder, name=unique_name(), log=self._log_path
-        )
+        self._guarded = None  # one before has ended
+        try:
+            guarded = self._guarded = await Guarded.start(
+                self._command(), self._environment(), folder=self._folder, name=unique_name(), log=self._log_path
+            )
+        except EngineFailed as error:
+            raise _told(error) from error
         self._tasks.spawn(self._watch(guarded), name="watch")
         try:
             async with asyncio.timeout(self._limits.ready_s):
@@ -240,6 +249,14 @@ class RpcServerProcess:
             "MESA_SHADER_CACHE_DISABLE": "true",
             "CUDA_CACHE_DISABLE": "1",
         }
+
+
+def _told(error: AgentMeshError) -> EngineFailed:
+    """What a host may hear of it: no path of this machine."""
+    _log.error("the RPC server could not be started: %s", error.message)
+    full = os.strerror(errno.ENOSPC)
+    why = f"{full} there." if full in error.message else "Its log says why."
+    return EngineFailed(f"The RPC server could not be started. {why}")
 
 
 def free_port() -> int:
