@@ -111,9 +111,10 @@ class StartHost:
 
 @dataclass(frozen=True, slots=True)
 class StopHost:
-    """End it; answer with HostEnded when nothing of it is left."""
+    """End it; answer with HostEnded when nothing of it is left. `gently`: what it is answering is finished first, within a bound."""
 
     reason: str
+    gently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ class Replan:
 
     def _change_for_better(self) -> None:
         if self.plan is not None and self.outcome is not None:
-            self._stop(self.planner.better(self.plan, self.outcome) or "Another plan is better.")
+            self._stop(self.planner.better(self.plan, self.outcome) or "Another plan is better.", gently=True)
 
     # ------------------------------------------------------------------ claims
 
@@ -350,11 +351,11 @@ class Replan:
         self._become(State.RUNNING, "It is starting.")
         self._effects.append(StartHost(self.plan, self.term))
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, *, gently: bool = False) -> None:
         """The claim goes on saying that it runs, until nothing is left."""
         self._better_since_ms = None
         self._become(State.STOPPING, reason)
-        self._effects.append(StopHost(reason))
+        self._effects.append(StopHost(reason, gently))
 
     def _release(self, reason: str, now_ms: int) -> None:
         self.plan = None

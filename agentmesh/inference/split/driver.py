@@ -193,6 +193,8 @@ class SplitDriver:
                 self._publish(effect.claim)
             case StartHost():
                 self._begin(effect.plan, effect.term)
+            case StopHost() if self._work is not None and effect.gently:
+                self._tasks.spawn(self._end_gently(self._work), name="end host")
             case StopHost():
                 if self._work is not None:
                     self._work.cancel()
@@ -267,13 +269,13 @@ class SplitDriver:
             case _:
                 pass
 
-    async def _end_gently(self, shard: asyncio.Task[str]) -> None:
+    async def _end_gently(self, work: asyncio.Task[str]) -> None:
         """End what answers requests once it has answered them."""
         try:
-            if self._drain is not None and not shard.done():
+            if self._drain is not None and not work.done():
                 await self._drain()
         finally:
-            shard.cancel()
+            work.cancel()
 
 
 async def _until_over(task: asyncio.Task[str]) -> None:

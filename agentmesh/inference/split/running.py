@@ -17,6 +17,7 @@ from typing import Final
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet, to_its_end
 from agentmesh.inference.engine.engine import Engine
+from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.engine_questions import is_busy
 from agentmesh.inference.fetching import ModelFiles, check
 from agentmesh.inference.logic.fit import NO_DEVICE, Wanted, fit_model, size
@@ -91,7 +92,7 @@ class PlanRunner:
     async def drain(self) -> None:
         """Take no new requests, and let the engine finish those that it has; at most DRAIN_S."""
         run = self._run
-        run.set_state(ModelState.LOADING, "Another part takes its place; it answers what it was asked before.")
+        run.set_state(ModelState.LOADING, "It changes to another plan; it answers what it was asked before.")
         idle = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
@@ -188,8 +189,13 @@ class PlanRunner:
             # A worker may read its part from a slow disk for minutes, in which the host's engine does nothing.
             server = replace(server, is_owed=lambda: host.overdue_s > 0)
             self._view.context_tokens, self._view.slots = plan.context_tokens, plan.slots
-            if (why := await self._unless(lost, run.run_engine(server))) is not None:
-                return why
+            try:
+                if (why := await self._unless(lost, run.run_engine(server))) is not None:
+                    return why
+            except EngineFailed:
+                # What a worker answers can end the engine, and nobody sees which one's it was: each has its turn.
+                host.blamed = host.blamed or plan.workers[term % len(plan.workers)]
+                raise
             for key in keys:
                 self._memory.settle(key, run.process.status.pid if run.process is not None else None)
             ready()

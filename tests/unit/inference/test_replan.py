@@ -267,7 +267,7 @@ def test_a_better_plan_is_taken_after_it_has_stood_for_a_minute() -> None:
     bench.nodes()
     assert bench.after(DEBOUNCE_MS) == []
     assert bench.after(VOLUNTARY_MS - 1) == []
-    assert bench.after(1) == [StopHost("One node can hold it alone now.")]
+    assert bench.after(1) == [StopHost("One node can hold it alone now.", gently=True)]
 
 
 def test_a_better_plan_that_passes_changes_nothing() -> None:

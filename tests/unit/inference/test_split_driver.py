@@ -35,10 +35,13 @@ class World:
         self.most_at_once = 0
         self.failure: BaseException | None = None
         self.why_broken: str | None = None
+        self.why_better: str | None = None
+        self.drained = 0
+        self.may_drain = asyncio.Event()
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.on_claim: Callable[[], None] = lambda: None
-        self.driver = SplitDriver(ME, "c", self, self, publish=self._publish, run_plan=self._run)
+        self.driver = SplitDriver(ME, "c", self, self, publish=self._publish, run_plan=self._run, drain=self._drain)
 
     # ---- Sees, Planner
 
@@ -55,9 +58,13 @@ class World:
         return self.why_broken
 
     def better(self, plan: Solo | Split, outcome: Outcome) -> str | None:
-        return None
+        return self.why_better
 
     # ---- what runs
+
+    async def _drain(self) -> None:
+        self.drained += 1
+        await self.may_drain.wait()
 
     def _publish(self, claim: Claim | None) -> None:
         self.claims.append(claim)
@@ -109,6 +116,21 @@ async def driven(world: World) -> AsyncGenerator[asyncio.Task[None]]:
     assert world.most_at_once <= 1
     assert world.going == set()
     assert world.claims[-1] is None
+
+
+async def test_for_a_better_plan_what_is_being_answered_is_finished_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replan, "VOLUNTARY_MS", 0)
+    world = World()
+    async with driven(world):
+        await eventually(lambda: world.driver.is_ready)
+        world.why_better = "One node can hold it alone now."
+        world.change()
+        await eventually(lambda: world.drained == 1)
+        assert world.going == {world.terms[0]}  # it still answers
+        world.why_better = None
+        world.may_drain.set()
+        await eventually(lambda: len(world.terms) == 2)
+    assert world.drained == 1
 
 
 async def test_a_plan_that_became_impossible_ends_before_the_next_begins() -> None:
