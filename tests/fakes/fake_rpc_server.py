@@ -31,6 +31,7 @@ class FakeRpcServer:
 
     version: tuple[int, int, int] = (7, 0, 0)
     devices: int = 1
+    alignment: int = 64
     hello_bytes: int = 4 + CAPABILITY_BYTES
     silent_on: int | None = None  # this command is never answered
     die_on: int | None = None  # at this command the connection is closed
@@ -110,7 +111,7 @@ class FakeRpcServer:
         return build_reply(
             {
                 Command.ALLOC_BUFFER: _numbers(len(self.seen) + 1000, int.from_bytes(head[4:12], "little")),
-                Command.GET_ALIGNMENT: _numbers(64),
+                Command.GET_ALIGNMENT: _numbers(self.alignment),
                 Command.GET_MAX_SIZE: _numbers(2**64 - 1),
                 Command.BUFFER_GET_BASE: _numbers(BASE),
                 Command.SET_TENSOR_HASH: b"\0",

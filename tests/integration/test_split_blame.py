@@ -10,14 +10,17 @@ import msgspec
 import pytest
 
 from agentmesh.core.tasks import TaskSet
+from agentmesh.inference.engine.errors import EngineFailed
 from agentmesh.inference.logic import replan
 from agentmesh.inference.logic.job_wire import JobSaid, JobState
 from agentmesh.inference.logic.keeping import better, broken
+from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.plan import make_plan, plan_digest
 from agentmesh.inference.logic.split_values import NodeFacts, Outcome, Shards, Solo, Split, Wish
 from agentmesh.inference.rpc.errors import WorkerRefused
 from agentmesh.inference.split.driver import SplitDriver
 from tests.fakes.mesh_nodes import eventually
+from tests.fakes.serving import FakeRunning
 from tests.fakes.split_world import a_model, a_node, node_id
 from tests.integration.test_split_host import ANNA, BERT, World, a_plan, worlds
 from tests.integration.test_split_running import runs
@@ -62,6 +65,26 @@ async def test_a_run_says_who_is_to_blame_for_its_end(tmp_path: Path) -> None:
         with pytest.raises(WorkerRefused):
             await runner.run(a_plan(ANNA), 7, lambda: None)
         assert runner.blamed == ANNA
+
+
+async def test_when_the_engine_does_not_start_the_workers_are_suspected_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker answers can end it, and nobody sees which one's it was."""
+
+    async def wait_ready(running: FakeRunning) -> None:
+        running.enter(State.FAILED, "It crashed.")
+        raise EngineFailed("It crashed.")
+
+    monkeypatch.setattr(FakeRunning, "wait_ready", wait_ready)
+    async with runs(tmp_path) as here:
+        runner = await here.runner()
+        blamed: list[bytes] = []
+        for term in (7, 8):
+            with pytest.raises(EngineFailed):
+                await runner.run(a_plan(ANNA, BERT), term, lambda: None)
+            blamed.append(runner.blamed)
+        assert sorted(blamed) == sorted((ANNA, BERT))
 
 
 class Mesh:

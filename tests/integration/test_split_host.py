@@ -221,6 +221,12 @@ async def test_other_devices_than_the_plan_s_are_refused(world: World) -> None:
     await world.refused(world.host(), WorkerRefused, "worker bert lends no machine memory")
 
 
+@pytest.mark.parametrize("alignment", [0, 48, 1 << 40])
+async def test_a_device_that_would_end_the_engine_is_refused(world: World, alignment: int) -> None:
+    world.servers[BERT].alignment = alignment
+    await world.refused(world.host(), WorkerRefused, "worker bert says what cannot be")
+
+
 async def test_files_that_are_not_the_job_s_are_refused_before_anybody_is_asked(world: World) -> None:
     await world.refused(world.host(content="0" * 32), ModelFileUnusable, "changed since the plan was made")
     assert world.workers.opened == []

@@ -11,6 +11,8 @@ from agentmesh.core.units import KIB, MIB
 MAX_TENSOR_BYTES: Final = 1 << 40  # of one tensor; never buffered, and the exit allows what was allocated at most
 MAX_GRAPH_BYTES: Final = 64 * MIB  # 200,000 tensors of 296 bytes; the largest models have some 10,000
 MAX_RPC_DEVICES: Final = 16  # GGML_RPC_MAX_SERVERS is 16 over all workers
+MAX_ALIGNMENT: Final = MIB  # of buffers; 32 to 256 in practice
+MIN_MAX_SIZE: Final = 16 * MIB  # of one buffer; 128 MiB is the least that any backend has
 MAX_OUTSTANDING_REPLIES: Final = 64  # llama.cpp awaits each reply before it asks again
 MAX_BUFFERS: Final = 4_096  # of one connection; a model on a device has some ten
 

@@ -11,11 +11,13 @@ import msgspec
 from agentmesh.core.errors import ProtocolError
 from agentmesh.inference.logic.model_files import MAX_SET_PARTS
 from agentmesh.inference.logic.rpc_limits import (
+    MAX_ALIGNMENT,
     MAX_JOB_CHARS,
     MAX_OPEN_FRAME_BYTES,
     MAX_PIECE_BYTES,
     MAX_REASON_CHARS,
     MAX_RPC_DEVICES,
+    MIN_MAX_SIZE,
 )
 from agentmesh.inference.logic.rpc_wire import REQUEST_SHAPES, SET_TENSOR_HEAD_BYTES, Command, Request, Shape
 
@@ -70,6 +72,12 @@ class Device(msgspec.Struct, frozen=True, array_like=True):
     max_size: Unsigned
     free: Unsigned
     total: Unsigned
+
+
+def is_device(device: Device) -> bool:
+    """Whether llama-server can work with such a device: it asserts that alignments are powers of two, and cuts buffers to `max_size`."""
+    alignment = device.alignment
+    return 0 < alignment <= MAX_ALIGNMENT and alignment & (alignment - 1) == 0 and device.max_size >= MIN_MAX_SIZE
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
