@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
-from tests.fakes.split_cases import other_engine, parts_lent, refused, wait_reason, wait_told
+from tests.fakes.split_cases import other_engine, parts_lent, refused, said_alone, wait_reason, wait_told
 from tests.fakes.split_nodes import (
     DENSE,
     ENOUGH,
@@ -23,6 +23,8 @@ from tests.fakes.split_nodes import (
     wait_state,
 )
 from tests.fakes.tiny_gguf import write_tiny
+
+pytestmark = pytest.mark.timeout(400)  # 10 to 40 s each where nothing else runs
 
 LIBRARY = """\
 __version__ = "1.2.3"
@@ -46,12 +48,8 @@ def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]
 
 
 @pytest.fixture(scope="module")
-def alone(real_engine: Engine, file: Path) -> str:
-    """What the model says on one node that can hold it."""
-    with Nodes() as nodes:
-        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
-        wait_state(node, "ready")
-        return complete(node)
+def alone(real_engine: Engine) -> str:
+    return said_alone()
 
 
 def id_of(node: NodeHome) -> str:
@@ -96,7 +94,7 @@ def test_another_file_of_the_same_name_is_told_and_never_mixed_up(
     texts = {name: complete(node)[:4] for name, node in (("first", first), ("second", second))}
     assert texts["first"] == alone[:4] != texts["second"]
     wait_for(lambda: answers(client), 20, "an answer for the client")
-    seen = {complete(client)[:4] for _ in range(6)}
+    seen = {complete(client)[:4] for _ in range(4)}
     assert len(seen) == 1
     assert seen <= {*texts.values()}
 

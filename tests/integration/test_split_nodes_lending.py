@@ -11,9 +11,8 @@ import pytest
 
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
-from tests.fakes.split_cases import load, parts_lent, refused, wait_reason
+from tests.fakes.split_cases import load, parts_lent, refused, said_alone, wait_reason
 from tests.fakes.split_nodes import (
-    ENOUGH,
     MODEL,
     PLANNED_S,
     SplitNodes,
@@ -24,6 +23,8 @@ from tests.fakes.split_nodes import (
     rpc_servers,
     wait_state,
 )
+
+pytestmark = pytest.mark.timeout(400)  # 15 to 40 s each where nothing else runs
 
 WEIGHTS = 50_000_000  # bytes: less than the half of them that a worker has, more than all else that crosses
 
@@ -40,12 +41,8 @@ def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]
 
 
 @pytest.fixture(scope="module")
-def alone(real_engine: Engine, file: Path) -> str:
-    """What the model says on one node that can hold it."""
-    with Nodes() as nodes:
-        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
-        wait_state(node, "ready")
-        return complete(node)
+def alone(real_engine: Engine) -> str:
+    return said_alone()
 
 
 def fetched_files(node: NodeHome) -> list[Path]:
@@ -125,11 +122,11 @@ def test_memory_that_is_lent_to_somebody_else_is_not_used_and_the_id_to_give_is_
     assert not rpc_servers(worker)
 
 
-def test_what_users_ask_of_a_split_is_done_or_said_to_be_impossible(world: SplitNodes, file: Path, alone: str) -> None:
-    """By `load`, on two nodes that run: the wrong and the right --tensor-split, too many peers, a host; and across a restart."""
+def test_loads_with_numbers_and_peers_are_done_or_said_to_be_impossible_and_remembered(
+    world: SplitNodes, file: Path, alone: str
+) -> None:
     first = world.lend("first", memory="0.2")
     second = world.lend("second", memory="0.19")
-    ids = [node.json("status")["node_id"] for node in (first, second)]
 
     assert load(first, file, "--tensor-split", "1,1,1").code == 0
     seen = wait_reason(first, "--tensor-split has 3 numbers, but 2 nodes")
@@ -137,7 +134,7 @@ def test_what_users_ask_of_a_split_is_done_or_said_to_be_impossible(world: Split
     assert first.cli("unload", MODEL).code == 0
 
     assert load(first, file, "--min-peers", "2").code == 0
-    seen = wait_reason(first, "1 of 2 peers (--min-peers) can share")
+    wait_reason(first, "1 of 2 peers (--min-peers) can share")
     assert not rpc_servers(second)
     assert first.cli("drop", MODEL).code == 0
 
@@ -154,11 +151,19 @@ def test_what_users_ask_of_a_split_is_done_or_said_to_be_impossible(world: Split
     assert [one["layers"] for one in told["workers"]] == [5]  # with its flags
     assert complete(first) == alone
 
-    assert load(second, file, "--host-node", ids[1]).code == 0
-    told = wait_state(second, "ready", timeout_s=150)
-    assert told["role"] == "host"
+
+def test_the_named_host_is_waited_for_and_what_is_dropped_does_not_come_back(
+    world: SplitNodes, file: Path, alone: str
+) -> None:
+    first = world.lend("first", memory="0.2")
+    second = world.lend("second", memory="0.19")
+    named = second.json("status")["node_id"]
+    assert load(first, file, "--host-node", named).code == 0
+    wait_reason(first, "The node of --host-node cannot be host: second lends memory only")
+    assert load(second, file).code == 0
+    assert wait_state(second, "ready")["role"] == "host"  # though the other has more memory
     wait_state(first, "standby")
-    wait_for(lambda: answers(first), 20, "an answer through the node that was host")
+    wait_for(lambda: answers(first), 20, "an answer through the other node")
     assert complete(first) == alone
 
     for node in (first, second):
