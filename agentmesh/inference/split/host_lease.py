@@ -51,7 +51,7 @@ class LeaseLimits:
         open_s: for the stream, and again for what is asked to be taken.
         silence_s: without a word. Counted in steps of which a machine that slept loses only one.
         stuck_s: of waiting with the same sentence, apart from minutes that it counts: one step of hashing or fetching a large file.
-        wait_s: of waiting in all, whatever it says.
+        wait_s: of waiting in all, whatever it says; and no longer than `stuck_s` and what the files take at `fetch_bytes_per_s`.
         end_s: for the worker to end its RPC server and then the stream, once this side has ended it.
         words: in one `silence_s`. A worker says one each two seconds, and more while it fetches.
     """
@@ -60,6 +60,7 @@ class LeaseLimits:
     silence_s: float = JOB_SILENCE_S
     stuck_s: float = 1_800.0
     wait_s: float = 12 * HOUR_MS / 1000
+    fetch_bytes_per_s: float = 2_000_000.0  # on a slower line the next start goes on where this one was given up
     end_s: float = 8.0
     words: int = 200
 
@@ -105,6 +106,8 @@ class HostLease:
         self._say = say
         self._on_lost = on_lost
         self._limits = limits
+        fetching_s = sum(file.size_bytes for file in ask.files) / limits.fetch_bytes_per_s
+        self._wait_s = min(limits.wait_s, limits.stuck_s + fetching_s)
         self._stream: FrameStream | None = None
         self._tasks = TaskSet(f"lease of {name}")
         self._ready: asyncio.Future[JobSaid] | None = None
@@ -207,7 +210,7 @@ class HostLease:
             elif self._is_waiting:
                 self._same_s += step_s
                 self._waited_s += step_s
-                if self._same_s > limits.stuck_s or self._waited_s > limits.wait_s:
+                if self._same_s > limits.stuck_s or self._waited_s > self._wait_s:
                     sentence = f"The worker {self._name} does not become ready; it said last: {self.sentence}"
                     self._fail(WorkerLost(sentence))
 

@@ -186,7 +186,11 @@ async def test_even_one_with_ever_new_sentences_is_given_up_in_the_end() -> None
             await asyncio.sleep(0.02)
 
     async with told(Scripted(busy)) as here:
-        await here.fails(WorkerLost, "does not become ready", replace(QUICK, stuck_s=0.2, wait_s=0.5))
+        # Files of 10 bytes: however new its sentences, no longer than they take on a slow line.
+        for limits in (replace(QUICK, stuck_s=0.2, wait_s=0.5, fetch_bytes_per_s=1.0), replace(QUICK, stuck_s=0.2)):
+            began_s = asyncio.get_running_loop().time()
+            await here.fails(WorkerLost, "does not become ready", limits)
+            assert asyncio.get_running_loop().time() - began_s < 10
         assert len(here.said) > 1
 
 
