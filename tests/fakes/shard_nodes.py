@@ -8,6 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentmesh.core.paths import Home
+from agentmesh.inference.logic.moe import SOURCE_CALIBRATION
+from agentmesh.inference.models.expert_ranking import ExpertCounts, RememberedCounts
+from agentmesh.inference.models.identity import FileIdentities
+from agentmesh.inference.models.shard import read_expert_model
+from agentmesh.inference.models.shard_store import source_digest
 from tests.fakes.engines import ENGINE_CACHE
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
 from tests.fakes.split_nodes import PLANNED_S, metrics_of, post
@@ -52,15 +58,24 @@ class ShardNodes:
         split: str = "--split=experts",
         file: Path | None = None,
         home: NodeHome | None = None,
+        counts: bool = False,
     ) -> NodeHome:
-        """One that wants the model; `home`: it was there before."""
+        """One that wants the model. `home`: it was there before; `counts`: the last experts are the most used ones, it knows."""
         words = ["--name", name, "--gguf", str(file or self.file), split, "--max-vram", memory, "--ctx-size", CONTEXT]
         if home is None:
             home = self.nodes.home({"AGENTMESH_ENGINE_CACHE": str(ENGINE_CACHE), "OMP_NUM_THREADS": "1"})
             if self.homes:
                 words += ["--join", self.homes[0].invite]
             self.homes.append(home)
+        if counts:
+            self._remember_counts(Home(home.root))
         return home.start(*words, *more)
+
+    def _remember_counts(self, home: Home) -> None:
+        model = read_expert_model(self.file)
+        used = tuple(float(number) for number in range(1, EXPERTS + 1))
+        counts = ExpertCounts(SOURCE_CALIBRATION, dict.fromkeys(model.experts.layers, used))
+        RememberedCounts.of_home(home).remember(source_digest(model.files, FileIdentities.of_home(home)), counts)
 
     def two(self, *, split: str = "--split=experts") -> tuple[NodeHome, NodeHome]:
         """Two whose shards answer, and that know of each other."""

@@ -118,6 +118,7 @@ def test_two_nodes_hold_a_part_each_and_sessions_stay_with_theirs(world: ShardNo
     assert not [one for one in engines if psutil.pid_exists(one.pid) and one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_lost_shards_sessions_move_and_those_that_are_left_go_on(world: ShardNodes) -> None:
     """Also for longer than anything is waited for: a shard answers alone, though no plan would begin it."""
@@ -142,6 +143,7 @@ def test_a_lost_shards_sessions_move_and_those_that_are_left_go_on(world: ShardN
         assert asked(client, user) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_who_can_hold_it_whole_takes_over_without_a_lost_request(world: ShardNodes) -> None:
     first, second = world.two()
@@ -172,7 +174,7 @@ def test_who_joins_makes_a_part_of_its_own_and_disturbs_nobody(world: ShardNodes
     first, second = world.two(split="--split")  # which means shards where they can be
     before = [(shards_on_disk(node), [one.pid for one in programs_below(node)]) for node in (first, second)]
     with Asking(first) as asking:
-        third = world.start("third", split="--split")
+        third = world.start("third", split="--split", counts=True)
         told = wait_shard(third)
         assert len(told["nodes"]) == 3
         assert f"It holds 11 of {EXPERTS} experts" in told["plan"] or f"It holds 10 of {EXPERTS}" in told["plan"], told
@@ -181,3 +183,7 @@ def test_who_joins_makes_a_part_of_its_own_and_disturbs_nobody(world: ShardNodes
     assert not asking.lost
     assert before == [(shards_on_disk(node), [one.pid for one in programs_below(node)]) for node in (first, second)]
     assert {route for user in USERS for route in routes(third, user)} == {"local", "peer"}
+    assert "of the counted routing" in model_of(third)["plan"]
+    for node in (first, second, third):
+        advice = model_of(node)["advice"]
+        assert any("ranked the experts by different counts" in one for one in advice), advice
