@@ -14,8 +14,10 @@ import msgspec
 
 from agentmesh.inference.logic.split_limits import (
     DOUBT_MS,
+    HOST_DOUBT_MS,
     MAX_DOUBT_MS,
     MAX_DOUBTED,
+    MAX_HOST_DOUBT_MS,
     TOLERATED_FAILURES,
 )
 from agentmesh.inference.logic.split_values import NodeFacts
@@ -37,11 +39,11 @@ class Doubts:
 
     def worker_failed(self, node: bytes, now_ms: int) -> None:
         """A run of this node ended by it: it refused, or was lost."""
-        _add(self._workers, node, now_ms, TOLERATED_FAILURES)
+        _add(self._workers, node, now_ms, TOLERATED_FAILURES, DOUBT_MS, MAX_DOUBT_MS)
 
     def host_is_silent(self, node: bytes, now_ms: int) -> None:
         """By the plan it is host, and it has not claimed the model in all the time that it had."""
-        _add(self._hosts, node, now_ms, 0)
+        _add(self._hosts, node, now_ms, 0, HOST_DOUBT_MS, MAX_HOST_DOUBT_MS)
 
     def believed(self, nodes: Iterable[NodeFacts], now_ms: int) -> tuple[NodeFacts, ...] | None:
         """The nodes with what is doubted left out; None: nothing is."""
@@ -52,14 +54,14 @@ class Doubts:
         return tuple(_without(node, lends=node.node not in workers, hosts=node.node not in hosts) for node in nodes)
 
 
-def _add(doubts: dict[bytes, _Doubt], node: bytes, now_ms: int, tolerated: int) -> None:
+def _add(doubts: dict[bytes, _Doubt], node: bytes, now_ms: int, tolerated: int, first_ms: int, most_ms: int) -> None:
     doubt = doubts.pop(node, None)
-    if doubt is None or now_ms - doubt.last_ms > 2 * MAX_DOUBT_MS:
+    if doubt is None or now_ms - doubt.last_ms > 2 * most_ms:
         doubt = _Doubt(0, now_ms, 0)
     doubt.times += 1
     doubt.last_ms = now_ms
     if (beyond := doubt.times - tolerated) > 0:
-        doubt.until_ms = now_ms + min(DOUBT_MS << min(beyond - 1, 16), MAX_DOUBT_MS)
+        doubt.until_ms = now_ms + min(first_ms << min(beyond - 1, 16), most_ms)
     doubts[node] = doubt  # the latest last
     while len(doubts) > MAX_DOUBTED:
         del doubts[next(iter(doubts))]

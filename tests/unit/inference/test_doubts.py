@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from agentmesh.core.units import MINUTE_MS
 from agentmesh.inference.logic.doubts import Doubts
 from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.plan import make_plan, plan_digest
@@ -146,6 +147,27 @@ def test_a_host_that_promises_all_memory_and_never_begins_is_done_without() -> N
     bench.do(HostReady())
     bench.until(bench.now_ms + 3 * MAX_DOUBT_MS)
     assert bench.replan.state is State.RUNNING
+
+
+def test_a_member_that_promises_all_memory_again_and_again_stops_a_split_now_and_then_only() -> None:
+    """One node that holds a model alone is better than a split, so what runs is stopped for it."""
+    mine, _, good = three()
+    bench = Bench([mine, good])
+    bench.start()
+    bench.do(HostReady())
+    stopped = 0
+    for step in range(24 * 6):
+        liar = a_node(2, 500 + step, files=("aa",))
+        before = len(bench.started)
+        bench.do(NodesChanged((mine, liar, good)))
+        bench.until(bench.now_ms + 10 * MINUTE_MS)
+        if bench.replan.state is State.STOPPING:
+            stopped += 1
+            bench.do(HostEnded("It was stopped."))
+            bench.until(bench.now_ms + SILENT_MS + 2 * (DEBOUNCE_MS + CLAIM_WAIT_MS))
+            assert len(bench.started) == before + 1
+            bench.do(HostReady())
+    assert 1 <= stopped <= 6  # in a day
 
 
 def test_while_a_host_claims_the_model_nobody_loses_patience() -> None:
