@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agentmesh.core.errors import QuotaExceeded
 from agentmesh.core.units import MINUTE_MS, SECOND_MS
-from agentmesh.inference.logic.presence import NodeOffer, decode_offer
+from agentmesh.inference.logic.presence import MAX_SLOTS, NodeOffer, decode_offer
 from agentmesh.inference.logic.presence_timing import (
     CLOCKS_APART_MS,
     DEBOUNCE_MS,
@@ -179,6 +179,16 @@ def test_what_a_peer_calls_its_part_is_bounded(shard: str, usable: bool) -> None
     offer = decode_offer(msgspec.msgpack.encode(NodeOffer(1, "0", "", 0, models)))
     assert offer is not None
     assert offer.models == (models if usable else models[1:])
+
+
+@pytest.mark.parametrize(
+    ("waits", "kept"), [("", True), ("10 MB are missing.", True), ("x" * 501, False), ("a\x1b[2J", False)]
+)
+def test_what_a_peer_says_that_a_model_waits_for_is_bounded(waits: str, kept: bool) -> None:
+    model = ServedModel("m", slots=MAX_SLOTS + 1, waits=waits)
+    offer = decode_offer(msgspec.msgpack.encode(NodeOffer(1, "0", "", 0, (model,))))
+    assert offer is not None
+    assert offer.models == (ServedModel("m", slots=MAX_SLOTS, waits=waits if kept else ""),)
 
 
 def test_a_node_of_before_there_were_parts_offers_whole_models() -> None:

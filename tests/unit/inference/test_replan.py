@@ -72,12 +72,15 @@ class Bench:
     now_ms: int = 1_000
     claims: dict[bytes, Claim] = field(default_factory=dict[bytes, Claim])
     free_gb: float = 9
+    reported: str = ""  # the last sentence for status
 
     def __post_init__(self) -> None:
         self.replan = Replan(ME, self.said)
 
     def do(self, event: Event) -> list[Effect]:
-        return [one for one in self.replan.handle(event, self.now_ms) if not isinstance(one, Report)]
+        effects = self.replan.handle(event, self.now_ms)
+        self.reported = next((one.sentence for one in reversed(effects) if isinstance(one, Report)), self.reported)
+        return [one for one in effects if not isinstance(one, Report)]
 
     def nodes(self, **own: object) -> list[Effect]:
         me = msgspec.structs.replace(a_node(2, self.free_gb), **own)
@@ -289,6 +292,9 @@ def test_starts_that_never_became_ready_are_tried_ever_later() -> None:
         bench.do(HostEnded("It failed."))
         bench.after(DEBOUNCE_MS)
         wait_ms = max(CLAIM_WAIT_MS, min(BACKOFF_MS << (failures - 1), MAX_BACKOFF_MS))
+        backoff_s = min(BACKOFF_MS << (failures - 1), MAX_BACKOFF_MS) // 1000
+        assert bench.replan.failure == "It failed."
+        assert f"is tried again in {backoff_s} s. It failed." in bench.reported
         assert bench.after(wait_ms - 1) == []
         assert any(isinstance(one, StartHost) for one in bench.after(1))
 

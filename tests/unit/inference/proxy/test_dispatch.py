@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from agentmesh.inference.logic.route_limits import (
@@ -41,6 +42,16 @@ def test_a_model_that_is_loading_is_refused_with_a_time_to_come_back() -> None:
     refused = refusal(World(own(model(ready=False))), want())
     assert (refused.status, refused.error_code) == (503, "model_loading")
     assert refused.retry_after_s is not None and refused.retry_after_s > 0
+
+
+async def test_a_model_that_waits_is_refused_with_what_it_waits_for_unless_one_host_is_loading_it() -> None:
+    world = World(own(msgspec.structs.replace(model(ready=False), waits="10 MB are missing.")))
+    await world.offer(1, msgspec.structs.replace(model(ready=False), waits="20 MB are missing."))
+    refused = refusal(world, want())
+    assert (refused.status, refused.error_code, refused.retry_after_s) == (503, "model_waiting", 30)
+    assert refused.message == "'tiny' cannot be loaded yet. 10 MB are missing."
+    await world.offer(2, model(ready=False))
+    assert refusal(world, want()).error_code == "model_loading"
 
 
 async def test_a_model_whose_hosts_are_away_is_refused_at_once() -> None:
