@@ -101,7 +101,7 @@ class Streamed:
     """A long streamed answer that has begun when this is made."""
 
     def __init__(self, node: NodeHome) -> None:
-        body = {"model": MODEL, "prompt": "a b c", "max_tokens": 450, "stream": True}
+        body = {"model": MODEL, "prompt": "a b c", "max_tokens": 450, "stream": True, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{node.api_port}/v1/completions",
             json.dumps(body).encode(),
