@@ -35,8 +35,7 @@ def refused(node: NodeHome, model: str = MODEL) -> tuple[int, dict[str, Any]]:
     try:
         answer = post(node, "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1})
     except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())["error"]
+        return error.code, json.loads(error.__notes__[0])["error"]  # `post` has read it
     raise AssertionError(f"it was answered: {answer}")
 
 
