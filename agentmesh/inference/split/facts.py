@@ -23,7 +23,12 @@ from agentmesh.inference.engine.limits import PROBE_TIMEOUT_S
 from agentmesh.inference.engine.probe import question_environment
 from agentmesh.inference.engine.run_program import ask
 from agentmesh.inference.logic.election import steady_free_bytes
-from agentmesh.inference.logic.split_limits import FREE_STEP_BYTES, FREE_STEPS, MAX_DEVICES_OF_A_NODE, MIN_FREE_STEP_BYTES
+from agentmesh.inference.logic.split_limits import (
+    FREE_STEP_BYTES,
+    FREE_STEPS,
+    MAX_DEVICES_OF_A_NODE,
+    MIN_FREE_STEP_BYTES,
+)
 from agentmesh.inference.logic.split_offer import MACHINE
 from agentmesh.inference.logic.split_values import NO_RPC_VERSION, DeviceFacts
 from agentmesh.inference.memory import MemoryBook
