@@ -19,6 +19,15 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTMESH_BIND_HOST", "127.0.0.1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes each are for CI, and for whoever sets AGENTMESH_SLOW=1."""
+    if os.environ.get("AGENTMESH_REQUIRE_ALL") or os.environ.get("AGENTMESH_SLOW"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; AGENTMESH_SLOW=1 runs it, as .ci/run does"))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """In CI (`AGENTMESH_REQUIRE_ALL`) a skipped test is a failed one: everything it needs must be there."""

@@ -77,6 +77,7 @@ def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(world: Spli
     assert not [one for one in engines if psutil.pid_exists(one.pid) and one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(world: SplitNodes, alone: str) -> None:
     """Twenty times: its RPC server is killed while it answers; every later request is answered."""
