@@ -49,7 +49,7 @@ def fetched_files(node: NodeHome) -> list[Path]:
     return [path for path in (node.root / "split-files").rglob("blobs/*") if path.is_file()]
 
 
-def test_a_worker_without_the_file_fetches_it_and_what_is_damaged_there_is_not_used(
+def test_a_worker_without_the_file_fetches_it_and_what_is_damaged_there_is_fetched_again(
     world: SplitNodes, alone: str
 ) -> None:
     host = world.start("host")
@@ -68,7 +68,8 @@ def test_a_worker_without_the_file_fetches_it_and_what_is_damaged_there_is_not_u
     wait_state(host, "ready")
     wait_for(lambda: [p["state"] for p in parts_lent(worker)] == ["serving"], PLANNED_S, "the part")
     assert complete(host) == alone
-    assert not model_of(host)["workers"][0]["has_files"]
+    assert model_of(host)["workers"][0]["has_files"]
+    assert kept.read_bytes() == world.file.read_bytes()
 
 
 def test_a_worker_that_was_told_so_lets_the_weights_come(world: SplitNodes, alone: str) -> None:

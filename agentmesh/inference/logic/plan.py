@@ -88,7 +88,7 @@ def _solo(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Sol
         rooms = rooms_of(node)
         if not _may_run(node) or max(room.free_bytes for room in rooms) < model.facts.weight_bytes:
             continue
-        fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots), rooms)
+        fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots, wish.alone_extra_bytes), rooms)
         if fit.fits:
             found.append((node, fit))
     if not found:

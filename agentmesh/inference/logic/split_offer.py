@@ -251,6 +251,7 @@ def _is_wish(wish: Wish) -> bool:
         and len(wish.host) in (0, _NODE_BYTES)
         and all(0 <= count < _MAX_COUNT for count in counts)
         and 0 <= wish.host_extra_bytes < _MAX_BYTES
+        and 0 <= wish.alone_extra_bytes < _MAX_BYTES
     )
 
 

@@ -163,7 +163,8 @@ class PlanModel(msgspec.Struct, frozen=True):
 
 
 class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the user asked for; defaults: what fits. docs/split-plan.md has the table of flags."""
+    """What the user asked for; defaults: what fits. docs/split-plan.md has the table of flags. `host_extra_bytes`: of a draft and a
+    projector beside the host's part; `alone_extra_bytes`: beside the whole model on one node, where a draft that nobody named gives way."""
 
     way: str = Way.ANY
     tensor_split: tuple[float, ...] = ()
@@ -173,6 +174,7 @@ class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
     min_peers: int = 0
     min_experts: int = 0
     host_extra_bytes: int = 0
+    alone_extra_bytes: int = 0
 
 
 class ExclusionCode(StrEnum):

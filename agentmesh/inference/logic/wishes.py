@@ -18,6 +18,7 @@ _FLAGS = {
     "slots": "--slots",
     "host": "--host-node",
     "host_extra_bytes": "--draft",
+    "alone_extra_bytes": "--draft",
 }
 
 

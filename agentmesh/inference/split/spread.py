@@ -116,7 +116,10 @@ class Spreader:
             wish = msgspec.structs.replace(wish, way=Way.LAYERS)
         await run.find_draft()
         projector_bytes = run.files.projector_bytes if run.files is not None else 0
-        wish = msgspec.structs.replace(wish, host_extra_bytes=run.draft.need_bytes + projector_bytes)
+        # One node goes without a draft that does not fit beside the model, unless the user named it.
+        alone = projector_bytes + (run.draft.need_bytes if run.draft.named else 0)
+        both = run.draft.need_bytes + projector_bytes
+        wish = msgspec.structs.replace(wish, host_extra_bytes=both, alone_extra_bytes=alone)
         content = model.files[0]
         if content in self._followed:
             raise InvalidInput(f"{self._followed[content].run.id} has the same files, and is spread already.")
@@ -289,7 +292,9 @@ class _Followed:
             hosts = driver.hosts
             view.role = "standby" if hosts else "waiting"
             view.nodes = hosts
-            view.sentence = driver.sentence
+            outcome = driver.outcome
+            planned = isinstance(outcome, Solo | Split) and outcome.host in hosts
+            view.sentence = " ".join(outcome.common.reasons) if planned and outcome is not None else driver.sentence
             if hosts:
                 self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
             elif driver.failure or (driver.state is State.FOLLOWING and isinstance(driver.outcome, Wait)):

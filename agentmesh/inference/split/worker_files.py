@@ -95,6 +95,13 @@ class MeshWorkerFiles:
 
     async def open(self, files: Sequence[JobFile], host: bytes, tell: Tell, *, fetch: bool) -> OpenedFiles:
         """See WorkerFiles."""
+        opened = await self._open(files, host, tell, fetch=fetch)
+        if opened is None:  # what was damaged is gone now
+            opened = await self._open(files, host, tell, fetch=fetch)
+        return opened or OpenedFiles(None, "The model's files on this node are damaged.")
+
+    async def _open(self, files: Sequence[JobFile], host: bytes, tell: Tell, *, fetch: bool) -> OpenedFiles | None:
+        """None: one was not what it was, and those of our own are deleted."""
         try:
             paths = await self._paths(files)
             if fetch and None in paths:
@@ -112,9 +119,18 @@ class MeshWorkerFiles:
             return OpenedFiles(None, str(error))
         if weights.digests != tuple(file.sha256 for file in files):
             weights.close()
-            return OpenedFiles(None, "The model's files on this node are not what they are called.")
+            await asyncio.to_thread(self._drop_damaged, files, found, weights.digests)
+            return None
         self._opened.add(weights)
         return OpenedFiles(weights)
+
+    def _drop_damaged(self, files: Sequence[JobFile], paths: Sequence[Path], digests: Sequence[bytes]) -> None:
+        """Delete what was fetched for a host and is not what it was: else its weights would travel at each load from now on."""
+        for file, path, digest in zip(files, paths, digests, strict=True):
+            if digest != file.sha256 and path == self._cache.blob(_wanted(file)):
+                _log.warning("%s is damaged, and deleted", path)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     # ------------------------------------------------------------------ here
 

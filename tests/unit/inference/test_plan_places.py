@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.inference.logic.fit import buffer_bytes
-from agentmesh.inference.logic.split_values import Wait, WaitCode, Wish
+from agentmesh.inference.logic.split_values import Solo, Split, Wait, WaitCode, Wish
 from tests.fakes.split_world import GB, MODEL, THREE, TWO, a_model, a_node, near, node_id, plan, split, wait
 
 # ------------------------------------------------------------------ placing
@@ -53,6 +53,12 @@ def test_a_host_whose_machine_memory_cannot_take_the_embeddings_is_no_host() -> 
 def test_a_draft_on_the_host_takes_of_its_memory() -> None:
     plain, drafted = split(TWO), split(TWO, Wish(host_extra_bytes=2 * GB))
     assert drafted.shares[0].layers < plain.shares[0].layers
+
+
+def test_what_stands_beside_the_whole_model_counts_on_one_node_too() -> None:
+    large = [a_node(1, 24, rtts=near(2)), a_node(2, 20)]
+    assert isinstance(plan(large), Solo)
+    assert isinstance(plan(large, Wish(alone_extra_bytes=4 * GB)), Split)
 
 
 def test_the_context_is_halved_until_it_fits_and_one_that_was_asked_for_is_not() -> None:
