@@ -45,9 +45,7 @@ SILENT_MS: Final = MINUTE_MS  # for who is host by the plan to claim it; debounc
 TOLERATED_FAILURES: Final = 1  # of a worker: one is bad luck, or its RPC server was killed
 DOUBT_MS: Final = 2 * MINUTE_MS  # that plans do without a node that failed; it doubles
 MAX_DOUBT_MS: Final = 60 * MINUTE_MS
-HOST_DOUBT_MS: Final = (
-    60 * MINUTE_MS
-)  # of a host that did not begin: what runs elsewhere may have been stopped for it; doubles
+HOST_DOUBT_MS: Final = 60 * MINUTE_MS  # of a host that did not begin: others may have stopped for it; doubles
 MAX_HOST_DOUBT_MS: Final = 24 * 60 * MINUTE_MS
 MAX_DOUBTED: Final = 64
 MAX_TERM: Final = 1 << 40  # one a millisecond lasts for 34 years; higher ones are somebody's mischief
