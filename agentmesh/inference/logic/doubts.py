@@ -1,13 +1,12 @@
 """Nodes that this node's plans do without for a while, where they can: who let it down, or is to host and does not. Pure.
 
 A record can promise what its author does not do, and a plan made of the same records is the same again. So each node remembers for itself:
-a worker of its own runs that refused or was lost twice, and a host that nobody sees begin. That plans differ then does no harm, since claims
-decide who runs (logic/replan.py). A plan that needs a doubted node is made with it all the same.
+a worker of its own runs that refused or was lost twice, and a host that nobody sees begin. The first concerns this node's own choice of workers,
+the second all see alike, each for itself; claims decide who runs (logic/replan.py). A plan that needs a doubted node is made with it all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -45,13 +44,13 @@ class Doubts:
         """By the plan it is host, and it has not claimed the model in all the time that it had."""
         _add(self._hosts, node, now_ms, 0, HOST_DOUBT_MS, MAX_HOST_DOUBT_MS)
 
-    def believed(self, nodes: Iterable[NodeFacts], now_ms: int) -> tuple[NodeFacts, ...] | None:
-        """The nodes with what is doubted left out; None: nothing is."""
-        workers = {node for node, doubt in self._workers.items() if doubt.until_ms > now_ms}
-        hosts = {node for node, doubt in self._hosts.items() if doubt.until_ms > now_ms}
-        if not workers and not hosts:
-            return None
-        return tuple(_without(node, lends=node.node not in workers, hosts=node.node not in hosts) for node in nodes)
+    def believed(self, nodes: tuple[NodeFacts, ...], now_ms: int, *, workers: bool) -> tuple[NodeFacts, ...]:
+        """The nodes, with what is doubted left out: of workers what they lend, else of hosts that they host."""
+        doubts = self._workers if workers else self._hosts
+        doubted = {node for node, doubt in doubts.items() if doubt.until_ms > now_ms}
+        if not doubted:
+            return nodes
+        return tuple(_without(node, workers=workers) if node.node in doubted else node for node in nodes)
 
 
 def _add(doubts: dict[bytes, _Doubt], node: bytes, now_ms: int, tolerated: int, first_ms: int, most_ms: int) -> None:
@@ -67,9 +66,7 @@ def _add(doubts: dict[bytes, _Doubt], node: bytes, now_ms: int, tolerated: int, 
         del doubts[next(iter(doubts))]
 
 
-def _without(node: NodeFacts, *, lends: bool, hosts: bool) -> NodeFacts:
-    if not lends:
-        node = msgspec.structs.replace(node, lends_to=(), lends_to_all=False)
-    if not hosts:
-        node = msgspec.structs.replace(node, may_host=False, files=())
-    return node
+def _without(node: NodeFacts, *, workers: bool) -> NodeFacts:
+    if workers:
+        return msgspec.structs.replace(node, lends_to=(), lends_to_all=False)
+    return msgspec.structs.replace(node, may_host=False, files=())

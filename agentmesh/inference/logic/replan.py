@@ -264,11 +264,17 @@ class Replan:
                 self._report(_about(outcome))
 
     def _plan(self, now_ms: int) -> Outcome:
-        """Without those that let this node down, if that can be."""
-        believed = self._doubts.believed(self._nodes, now_ms)
-        if believed is not None and not isinstance(outcome := self.planner.plan(believed), Wait):
-            return outcome
-        return self.planner.plan(self._nodes)
+        """Without those that let this node down, if that can be. Doubts about workers are this node's alone, so they choose among its
+        own workers only: a host that is made by them nobody else expects, and all would wait for one another."""
+        hosts = self._doubts.believed(self._nodes, now_ms, workers=False)
+        outcome = self.planner.plan(hosts)
+        if isinstance(outcome, Wait) and hosts != self._nodes:
+            hosts, outcome = self._nodes, self.planner.plan(self._nodes)
+        if isinstance(outcome, Split) and outcome.host == self.me:
+            believed = self._doubts.believed(hosts, now_ms, workers=True)
+            if believed != hosts and isinstance(other := self.planner.plan(believed), Split) and other.host == self.me:
+                return other
+        return outcome
 
     def _await_host(self, outcome: Outcome, now_ms: int) -> None:
         host = outcome.host if isinstance(outcome, Solo | Split) else b""

@@ -193,27 +193,43 @@ def test_a_host_that_is_the_only_one_is_waited_for() -> None:
 
 
 def test_a_doubt_passes_comes_back_longer_and_is_forgotten_in_the_end() -> None:
-    doubts, nodes = Doubts(), three()
+    doubts, nodes = Doubts(), tuple(three())
+
+    def lends(now_ms: int) -> bool:
+        believed = doubts.believed(nodes, now_ms, workers=True)
+        assert doubts.believed(nodes, now_ms, workers=False) == nodes
+        return all(node.lends(ME) for node in believed)
+
     doubts.worker_failed(BAD, 0)
-    assert doubts.believed(nodes, 0) is None
+    assert lends(0)
     doubts.worker_failed(BAD, 10)
-    believed = doubts.believed(nodes, 10)
-    assert believed is not None
-    assert [node.lends(ME) for node in believed] == [True, False, True]
-    assert doubts.believed(nodes, 10 + DOUBT_MS) is None
+    assert [node.lends(ME) for node in doubts.believed(nodes, 10, workers=True)] == [True, False, True]
+    assert lends(10 + DOUBT_MS)
     doubts.worker_failed(BAD, DOUBT_MS + 20)
-    assert doubts.believed(nodes, 3 * DOUBT_MS) is not None
+    assert not lends(3 * DOUBT_MS)
     for _ in range(40):
         doubts.worker_failed(BAD, 4 * DOUBT_MS)
-    assert doubts.believed(nodes, 4 * DOUBT_MS + MAX_DOUBT_MS) is None
+    assert lends(4 * DOUBT_MS + MAX_DOUBT_MS)
     doubts.worker_failed(BAD, 4 * DOUBT_MS + 3 * MAX_DOUBT_MS)
-    assert doubts.believed(nodes, 4 * DOUBT_MS + 3 * MAX_DOUBT_MS) is None
+    assert lends(4 * DOUBT_MS + 3 * MAX_DOUBT_MS)
 
 
 def test_so_many_are_remembered() -> None:
     doubts = Doubts()
     for number in range(MAX_DOUBTED + 5):
         doubts.host_is_silent(node_id(number), 0)
-    believed = doubts.believed([a_node(number, 1) for number in range(MAX_DOUBTED + 5)], 1)
-    assert believed is not None
+    nodes = tuple(a_node(number, 1) for number in range(MAX_DOUBTED + 5))
+    believed = doubts.believed(nodes, 1, workers=False)
     assert sum(not node.may_host for node in believed) == MAX_DOUBTED
+
+
+def test_a_host_whose_only_worker_failed_stays_host_for_the_other_expects_it() -> None:
+    """Both may host. Without its doubtful worker this node would make the other one host, which plans with the same records, knows of
+    no doubt, and waits for this one."""
+    both = [a_node(1, 18, rtts={2: 1.0}, files=("aa",)), a_node(2, 17, rtts={1: 1.0}, files=("aa",))]
+    bench = Bench(both)
+    for _ in range(4):
+        plan = bench.start()
+        assert plan.host == ME
+        bench.do(HostReady())
+        bench.do(HostEnded("It was lost.", BAD))
