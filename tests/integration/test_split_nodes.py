@@ -105,7 +105,9 @@ def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(world: S
     second = world.start("second", memory="0.19")
     wait_state(first, "ready")
     second.kill()
-    wait_for(lambda: "no other node can share it" in model_of(first)["reason"], PLANNED_S, "the node to say what is missing")
+    wait_for(
+        lambda: "no other node can share it" in model_of(first)["reason"], PLANNED_S, "the node to say what is missing"
+    )
     assert model_of(first)["state"] == "waiting"
     assert not rpc_servers(first)
     world.start("second", memory="0.19", home=second)
