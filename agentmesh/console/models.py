@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentmesh.inference.http import SplitWorker
+
 MAX_TOKENS = 16  # join tokens in one request
 
 
@@ -23,23 +25,6 @@ class PeerStatus(BaseModel):
     rtt_ms: float | None
 
 
-class SplitWorkerView(BaseModel):
-    """One worker of a split that this node hosts. `commands`: requests, round trips, bytes sent, bytes received of each."""
-
-    node: str
-    name: str
-    layers: int
-    share_bytes: int
-    state: str
-    has_files: bool
-    round_trips: int
-    sent_bytes: int
-    received_bytes: int
-    referenced_bytes: int
-    overdue_s: float
-    commands: dict[str, tuple[int, int, int, int]]
-
-
 class ModelView(BaseModel):
     """A model that some node of the mesh offers; `reason` is this node's own word, if it serves the model. `plan` to `draft`: how
     this node has it spread over the mesh; see docs/splits.md."""
@@ -55,7 +40,7 @@ class ModelView(BaseModel):
     size_bytes: int
     plan: str = ""
     advice: list[str] = Field(default_factory=list[str])
-    workers: list[SplitWorkerView] = Field(default_factory=list[SplitWorkerView])
+    workers: list[SplitWorker] = Field(default_factory=list[SplitWorker])
     draft: str = ""
 
 

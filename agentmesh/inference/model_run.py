@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from agentmesh.inference.acceptance import Acceptance, acceptance
-from agentmesh.inference.draft import NO_DRAFT, DraftChoice, fit_with_draft
+from agentmesh.inference.draft import NO_DRAFT, DraftChoice, Drafter, fit_with_draft
 from agentmesh.inference.engine.arguments import ServerPlan
 from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine.errors import EngineFailed
@@ -32,7 +32,7 @@ from agentmesh.inference.logic.fit import Fit, Room, Wanted, size
 from agentmesh.inference.logic.lifecycle import State
 from agentmesh.inference.logic.target import EngineAddress, ServedModel
 from agentmesh.inference.memory import MemoryBook
-from agentmesh.inference.run_types import FindDraft, MakeEngine, RunningEngine
+from agentmesh.inference.run_types import MakeEngine, RunningEngine
 from agentmesh.inference.run_views import offer_of, status_of
 from agentmesh.inference.server_plan import whole_plan
 from agentmesh.inference.serving_types import (
@@ -66,7 +66,7 @@ class RunParts:
     ask_engine: Callable[[EngineAddress], Awaitable[EngineSays]]
     say: Callable[[str], None]  # one line for the user
     recheck_s: float = RECHECK_S
-    find_draft: FindDraft | None = None
+    drafter: Drafter | None = None
     spread: Spread | None = None
 
 
@@ -269,11 +269,11 @@ class ModelRun:
 
     async def find_draft(self) -> None:
         """Look for the model that drafts for this one. Raises: the user named one, and it cannot be had or does not match."""
-        if self._parts.find_draft is None:
+        if self._parts.drafter is None:
             return
         located, files, request = _sure(self.located), _sure(self.files), self.request
         try:
-            self.draft = await self._parts.find_draft(
+            self.draft = await self._parts.drafter.find(
                 request.draft or DraftFlags(),
                 self.id,
                 located.entry,

@@ -107,7 +107,7 @@ class ModelService:
             ask_engine=ask,
             say=say,
             recheck_s=recheck_s,
-            find_draft=self._drafter.find,
+            drafter=self._drafter,
             spread=spread,
         )
         self._remembered = Remembered(home.root / FILE_NAME)

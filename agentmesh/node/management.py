@@ -23,10 +23,10 @@ from agentmesh.console.models import (
     ModelView,
     NodeProcess,
     PeerStatus,
-    SplitWorkerView,
     Status,
 )
 from agentmesh.core.errors import InvalidInput, NodeRunning
+from agentmesh.inference.http import SplitWorker
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.serving_types import ModelStatus
 from agentmesh.inference.split.worker import WorkStatus
@@ -188,7 +188,7 @@ def _own_view(status: ModelStatus, hosts: Sequence[str]) -> ModelView:
         size_bytes=status.size_bytes,
         plan=status.plan,
         advice=list(status.advice),
-        workers=[SplitWorkerView.model_validate(msgspec.structs.asdict(worker)) for worker in status.workers],
+        workers=[SplitWorker.model_validate(msgspec.structs.asdict(worker)) for worker in status.workers],
         draft=status.draft,
     )
 
