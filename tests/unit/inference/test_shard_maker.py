@@ -178,13 +178,13 @@ async def test_a_cancelled_writing_ends_and_leaves_nothing(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, go, ended = threading.Event(), threading.Event(), threading.Event()
-    real = shard_module.write_shard
+    real: Callable[..., object] = shard_module.write_shard
 
     def slow(*arguments: object, **options: object) -> object:
         began.set()
         go.wait(10)
         try:
-            return real(*arguments, **options)  # type: ignore[arg-type]
+            return real(*arguments, **options)
         finally:
             ended.set()
 
