@@ -26,12 +26,13 @@ from agentmesh.control.errors import NodeLost, NodeSilent, error_from_response
 from agentmesh.control.http1 import Query
 from agentmesh.control.lock import FileLock, wait_until_free
 from agentmesh.control.tokens import join_tokens
-from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NoNode
+from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NodeRunning, NoNode
 from agentmesh.core.paths import Home
 
-START_TIMEOUT_S: Final = 15.0  # a cold start takes 1 to 2 s on two cores; ten times that on a loaded machine
+START_TIMEOUT_S: Final = 30.0  # a cold start takes 1 to 2 s on two cores; ten times that on a loaded machine
 END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
-PROBE_TIMEOUT_S: Final = 5.0
+PROBE_TIMEOUT_S: Final = 10.0
+LOOK_INTERVAL_S: Final = 0.25  # at a node that holds the home and does not answer yet, or is about to end
 LOG_TAIL_LINES: Final = 5
 
 # Of the starter's environment: ours, who the user is (the scrubber masks it), where things are (also the engine and the
@@ -67,7 +68,7 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
         return client
     try:
         home.prepare()
-        lock = FileLock.acquire(home.run / "start.lock", START_TIMEOUT_S)
+        lock = FileLock.acquire(home.run / "start.lock", END_TIMEOUT_S + START_TIMEOUT_S)
         if lock is None:
             raise NoNode(
                 f"Another process has been starting a node in this home for too long; see {home.logs / 'node.log'}."
@@ -177,12 +178,29 @@ def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
         say("the node in the background is older than this command; it hands over to a new one")
         with contextlib.suppress(NoNode):  # it may just be ending by itself
             client.request("POST", "/api/node/handover", timeout_s=END_TIMEOUT_S)
-    if not wait_until_free(home.lock, END_TIMEOUT_S):
-        # Somebody holds the lock: a node that was just starting when we looked, or one that hangs.
-        if _probe(client) is None:
-            raise NoNode(f"The node of {home.root} does not answer; it may still be looking for its mesh.")
+    if not _ends_before_it_answers(home, client):
         return
-    _start(home, say)
+    try:
+        _start(home, say)
+    except NodeRunning as error:
+        # A command that was interrupted while it started one left its node, which was faster to the home's lock.
+        if _ends_before_it_answers(home, client):
+            raise NoNode(f"No node could be started: another one began in {home.root}, and ended.") from error
+
+
+def _ends_before_it_answers(home: Home, client: NodeClient) -> bool:
+    """Whether no node holds this home any more; False: one that this client can use answers.
+
+    Raises:
+        NoNode: one holds it and does neither.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not wait_until_free(home.lock, LOOK_INTERVAL_S):
+        if _is_current(client):
+            return False
+        if time.monotonic() >= deadline:
+            raise NoNode(f"The node of {home.root} does not answer; it may still be looking for its mesh.")
+    return True
 
 
 # ------------------------------------------------------------------ starting
@@ -285,7 +303,7 @@ def await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
 def start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> AgentMeshError:
     if report is not None:
         error = error_from_response(500, report)
-        if isinstance(error, InvalidInput | NoNode):
+        if isinstance(error, InvalidInput | NodeRunning | NoNode):
             return error
         return NoNode(f"No node could be started. {error.message}")
     tail = _tail(log, log_start)

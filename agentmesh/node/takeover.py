@@ -6,8 +6,8 @@ it refuses. Blocking on purpose: nothing of the node runs yet.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import time
 from typing import Final
 
 from agentmesh.control.client import NodeClient
@@ -68,25 +68,34 @@ def take_home(home: Home, *, background: bool) -> HeldHome:
 
 
 def _take_over(home: Home) -> FileLock:
-    lock = FileLock.acquire(home.lock, GLANCE_S)
-    if lock is not None:
-        return lock
+    deadline = time.monotonic() + END_TIMEOUT_S
+    asked = False
+    while (lock := FileLock.acquire(home.lock, GLANCE_S)) is None:
+        if time.monotonic() >= deadline:
+            raise NodeRunning(_refusal(home))
+        asked = asked or _asked_to_hand_over(home)
+    return lock
+
+
+def _asked_to_hand_over(home: Home) -> bool:
+    """False: what holds the home does not listen: it starts, or ends.
+
+    Raises:
+        NodeRunning: somebody started it by hand, or it hangs.
+    """
     client = NodeClient(home)
     try:
         running = client.request("GET", "/api/node", timeout_s=PROBE_TIMEOUT_S)
         if running.get("background") is not True:
             raise NodeRunning(_refusal(home))
         _log.info("taking over from the node in the background, process %s", running.get("pid"))
-        with contextlib.suppress(NoNode):
-            client.request("POST", "/api/node/handover", timeout_s=PROBE_TIMEOUT_S)
+        client.request("POST", "/api/node/handover", timeout_s=PROBE_TIMEOUT_S)
     except NodeSilent as error:
         raise NodeRunning(_refusal(home)) from error
     except NoNode:
-        _log.info("the node that holds this home does not listen; waiting for its end")
-    lock = FileLock.acquire(home.lock, END_TIMEOUT_S)
-    if lock is None:
-        raise NodeRunning(_refusal(home))
-    return lock
+        _log.info("the node that holds this home does not listen; waiting for it")
+        return False
+    return True
 
 
 def _refusal(home: Home) -> str:

@@ -58,6 +58,28 @@ def test_clients_that_start_a_node_at_the_same_moment_get_the_same_one(nodes: No
     assert len(ids) == 5
 
 
+def test_a_command_uses_the_node_that_another_had_begun_to_start_when_it_was_interrupted(nodes: Nodes) -> None:
+    home = nodes.home()
+    # As an interrupted command leaves it: on its way to the home's lock, and nobody holds the lock of starters.
+    left = subprocess.Popen(
+        [sys.executable, "-P", "-m", "agentmesh", "--background"],
+        env=home.environment | {"PYTHONPATH": str(ROOT)}, cwd=home.root, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    posted = home.cli("blackboard", "hi")
+    assert posted.code == 0, posted.err
+    assert left.wait(60) == 0  # it forked the node off
+    assert [post["text"] for post in home.json("blackboard")["posts"]] == ["hi"]
+
+
+def test_a_node_by_hand_takes_over_from_one_that_is_still_starting_in_the_background(nodes: Nodes) -> None:
+    home = nodes.home()
+    subprocess.run(
+        [sys.executable, "-P", "-m", "agentmesh", "--background"],
+        env=home.environment | {"PYTHONPATH": str(ROOT)}, cwd=home.root, stdin=subprocess.DEVNULL, check=True, timeout=60,
+    )  # fmt: skip
+    assert home.start().node_json()["background"] is False
+
+
 def test_a_node_in_the_background_ends_by_itself_when_nobody_uses_it(nodes: Nodes) -> None:
     home = nodes.home()
     (home.root / "config.toml").write_text('console_port = 0\nidle_exit = "1s"\n')

@@ -382,7 +382,10 @@ async def test_a_disk_without_room_is_not_begun_to_fill(world: WorkerWorld, mode
     assert "free" in world.worker.status()[0].sentence
 
 
-async def test_a_file_that_changed_on_the_disk_is_not_taken_for_the_hosts(world: WorkerWorld, model: Path) -> None:
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_file_that_changed_on_the_disk_is_fetched_again_if_it_is_given(
+    world: WorkerWorld, model: Path, given: bool
+) -> None:
     await world.give(model)
     world.begin(lending=FETCH)
     ask = ask_for([model], world.engine)
@@ -393,5 +396,9 @@ async def test_a_file_that_changed_on_the_disk_is_not_taken_for_the_hosts(world:
     with blob.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"tampered")
+    if not given:
+        model.unlink()
     _, ready = await world.serving(msgspec.structs.replace(ask, term=2))
-    assert not ready.same_files
+    assert ready.same_files == given
+    assert blob.exists() == given
+    assert not given or hashlib.sha256(blob.read_bytes()).hexdigest() == digest
