@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import urllib.error
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, Result, wait_for
-from tests.fakes.split_nodes import ENOUGH, MODEL, PLANNED_S, SplitNodes, a_dense, complete, model_of, post, wait_state
+from tests.fakes.split_nodes import ENOUGH, MODEL, PLANNED_S, SplitNodes, complete, model_of, post, wait_state
 
 
 def load(node: NodeHome, file: Path, *words: str, split: bool = True) -> Result:
@@ -21,12 +19,13 @@ def load(node: NodeHome, file: Path, *words: str, split: bool = True) -> Result:
     return node.cli("load", str(file), *way, "--ctx-size", "512", "--no-wait", *words)
 
 
-@cache
-def said_alone() -> str:
-    """What the dense model says on one node that can hold it; found out once."""
-    with tempfile.TemporaryDirectory() as folder, Nodes() as nodes:
-        node = SplitNodes(nodes, a_dense(Path(folder))).start("whole", memory=ENOUGH)
-        wait_state(node, "ready")
+def said_alone(file: Path) -> str:
+    """What the dense model says on one node that can hold it."""
+    with Nodes() as nodes:
+        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
+        told = wait_state(node, "ready")
+        assert told["role"] == "alone"
+        assert not told["workers"]
         return complete(node)
 
 

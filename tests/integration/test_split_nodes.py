@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import psutil
 import pytest
 
-from agentmesh.inference.engine.engine import Engine
-from tests.fakes.node_process import Nodes, wait_for
+from tests.fakes.node_process import wait_for
 from tests.fakes.split_nodes import (
-    ENOUGH,
     MODEL,
     PLANNED_S,
     SplitNodes,
     Streamed,
-    a_dense,
     answers,
     complete,
     metrics_of,
@@ -27,32 +21,10 @@ from tests.fakes.split_nodes import (
 )
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_dense(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]:
-    assert real_engine.has_rpc
-    yield SplitNodes(nodes, file)
-
-
-@pytest.fixture(scope="module")
-def alone(real_engine: Engine, file: Path) -> str:
-    """What the model says on one node that can hold it."""
-    with Nodes() as nodes:
-        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
-        told = wait_state(node, "ready")
-        assert told["role"] == "alone"
-        assert not told["workers"]
-        return complete(node)
-
-
-def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(world: SplitNodes, alone: str) -> None:
-    first = world.start("first")
-    second = world.start("second")
-    client = world.nodes.start("--name", "client", "--join", first.invite)
+def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(sharing: SplitNodes, dense_alone: str) -> None:
+    first = sharing.start("first")
+    second = sharing.start("second")
+    client = sharing.nodes.start("--name", "client", "--join", first.invite)
     host, worker = (first, second) if wait_state(first, "ready", "standby")["state"] == "ready" else (second, first)
     told = wait_state(host, "ready")
     assert told["role"] == "host"
@@ -61,7 +33,7 @@ def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(world: Spli
     assert wait_state(worker, "standby")["reason"].endswith("hosts it.")
     for node in (host, worker, client):
         wait_for(lambda node=node: answers(node), 20, "an answer through every node")
-        assert complete(node) == alone
+        assert complete(node) == dense_alone
     seen = model_of(host)["workers"][0]
     commands = seen["commands"]
     assert commands["get_tensor"][1] > 12  # a round trip for each token
@@ -79,10 +51,10 @@ def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(world: Spli
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(world: SplitNodes, alone: str) -> None:
+def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(sharing: SplitNodes, dense_alone: str) -> None:
     """Twenty times: its RPC server is killed while it answers; every later request is answered."""
-    first = world.start("first")
-    second = world.start("second")
+    first = sharing.start("first")
+    second = sharing.start("second")
     host, worker = (first, second) if wait_state(first, "ready", "standby")["state"] == "ready" else (second, first)
     wait_state(host, "ready")
     wait_state(worker, "standby")
@@ -95,14 +67,14 @@ def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(world: SplitN
         assert "error" in end, end  # after the first tokens it cannot be begun anew: the client is told
         for node in (worker, host):
             wait_for(lambda node=node: answers(node), PLANNED_S, "an answer after the loss")
-        assert complete(host) == alone
+        assert complete(host) == dense_alone
     assert host.process is not None
     assert host.process.poll() is None
 
 
-def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(world: SplitNodes, alone: str) -> None:
-    first = world.start("first", memory="0.2")  # the larger one hosts
-    second = world.start("second", memory="0.19")
+def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(sharing: SplitNodes, dense_alone: str) -> None:
+    first = sharing.start("first", memory="0.2")  # the larger one hosts
+    second = sharing.start("second", memory="0.19")
     wait_state(first, "ready")
     second.kill()
     wait_for(
@@ -110,21 +82,23 @@ def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(world: S
     )
     assert model_of(first)["state"] == "waiting"
     assert not rpc_servers(first)
-    world.start("second", memory="0.19", home=second)
+    sharing.start("second", memory="0.19", home=second)
     wait_state(first, "ready")
-    assert complete(first) == alone
+    assert complete(first) == dense_alone
 
 
-def test_a_host_that_dies_is_followed_by_another_as_soon_as_there_is_enough(world: SplitNodes, alone: str) -> None:
-    first = world.start("first", memory="0.2")
-    second = world.start("second", memory="0.19")
-    third = world.start("third", memory="0.18")
+def test_a_host_that_dies_is_followed_by_another_as_soon_as_there_is_enough(
+    sharing: SplitNodes, dense_alone: str
+) -> None:
+    first = sharing.start("first", memory="0.2")
+    second = sharing.start("second", memory="0.19")
+    third = sharing.start("third", memory="0.18")
     wait_state(first, "ready")
     wait_for(lambda: answers(third), 30, "an answer")
-    assert complete(third) == alone
+    assert complete(third) == dense_alone
     first.kill()
     wait_state(second, "ready")
     wait_for(lambda: answers(third), 30, "an answer")
-    assert complete(third) == alone
+    assert complete(third) == dense_alone
     hosts = [node for node in (second, third) if model_of(node)["role"] == "host"]
     assert len(hosts) == 1

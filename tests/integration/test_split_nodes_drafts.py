@@ -11,7 +11,7 @@ import pytest
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
 from tests.fakes.split_cases import load
-from tests.fakes.split_nodes import ENOUGH, MODEL, SplitNodes, a_dense, complete, model_of, rpc_servers, wait_state
+from tests.fakes.split_nodes import ENOUGH, MODEL, SplitNodes, complete, model_of, rpc_servers, wait_state
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
 from tests.integration.test_drafts import with_two_tokens_changed
 
@@ -22,15 +22,10 @@ COUNTED = re.compile(r"\d+ % of [\d,]+ drafted tokens were right")
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_dense(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def alone(real_engine: Engine, file: Path) -> list[str]:
+def texts_alone(real_engine: Engine, dense_file: Path) -> list[str]:
     """What the model says on one node that can hold it, without a draft."""
     with Nodes() as nodes:
-        node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
+        node = SplitNodes(nodes, dense_file).start("whole", memory=ENOUGH)
         wait_state(node, "ready")
         return answers_of(node)
 
@@ -40,43 +35,51 @@ def answers_of(node: NodeHome) -> list[str]:
 
 
 def test_a_split_with_a_draft_answers_as_one_node_without_and_shows_how_well_it_does(
-    nodes: Nodes, file: Path, alone: list[str], tmp_path: Path
+    sharing: SplitNodes, texts_alone: list[str], tmp_path: Path
 ) -> None:
     draft = write_tiny(tmp_path / "small.gguf", replace(LLAMA, layers=1, seed=2))[0]
-    world = SplitNodes(nodes, file)
-    first = world.start("first", "--draft", str(draft))
-    second = world.lend("second", memory="0.3")
+    first = sharing.start("first", "--draft", str(draft))
+    second = sharing.lend("second", memory="0.3")
     told = wait_state(first, "ready")
     assert told["role"] == "host"
     assert "small.gguf drafts up to 8 tokens for dense." in told["draft"]
-    assert answers_of(first) == alone
+    assert answers_of(first) == texts_alone
     told = model_of(first)
     assert COUNTED.search(told["draft"]), told["draft"]  # noise: it changes nothing, and is no help
 
     assert first.cli("unload", MODEL).code == 0
     wait_for(lambda: not rpc_servers(second), 20, "the worker to be free")
-    assert load(first, file, "--no-draft").code == 0
+    assert load(first, sharing.file, "--no-draft").code == 0
     told = wait_state(first, "ready")
     assert not told["draft"]
-    assert answers_of(first) == alone
+    assert answers_of(first) == texts_alone
 
     assert first.cli("unload", MODEL).code == 0
     other = tmp_path / "other.gguf"
     other.write_bytes(with_two_tokens_changed(draft.read_bytes()))
-    asked = first.cli("load", str(file), "--split", "--ctx-size", "512", "--draft", str(other))
+    asked = first.cli("load", str(sharing.file), "--split", "--ctx-size", "512", "--draft", str(other))
     assert asked.code == 1
     assert f"{other} cannot draft for {MODEL}: " in asked.err
     assert "Name another draft, or use --no-draft." in asked.err
-    asked = first.cli("load", str(file), "--split", "--ctx-size", "512", "--draft", str(tmp_path / "none.gguf"))
+    asked = first.cli("load", str(sharing.file), "--split", "--ctx-size", "512", "--draft", str(tmp_path / "none.gguf"))
     assert asked.code == 1
     assert "none.gguf does not exist. --no-draft goes without." in asked.err
 
     asked = first.cli(
-        "load", str(file), "--split", "--ctx-size", "512", "--draft", str(draft), "--draft-max", "4", timeout_s=120
+        "load",
+        str(sharing.file),
+        "--split",
+        "--ctx-size",
+        "512",
+        "--draft",
+        str(draft),
+        "--draft-max",
+        "4",
+        timeout_s=120,
     )
     assert asked.code == 0
     assert first.stop() == 0
     first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
     told = wait_state(first, "ready")
     assert "small.gguf drafts up to 4 tokens for dense." in told["draft"]
-    assert answers_of(first) == alone
+    assert answers_of(first) == texts_alone

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import psutil
 import pytest
 
-from agentmesh.inference.engine.engine import Engine
-from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.node_process import NodeHome, wait_for
 from tests.fakes.split_nodes import (
     PLANNED_S,
     SplitNodes,
     Streamed,
-    a_dense,
     answers,
     complete,
     model_of,
@@ -27,20 +24,6 @@ from tests.fakes.split_nodes import (
 
 STOP_S = 5.0  # a node's own bound
 GONE_S = 5.0
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_dense(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]:
-    assert real_engine.has_rpc
-    yield SplitNodes(nodes, file)
-    for home in nodes.homes:  # one that is halted does not heed what ends it
-        if home.process is not None and home.process.poll() is None:
-            home.signal(signal.SIGCONT)
 
 
 def are_gone(programs: Sequence[psutil.Process]) -> bool:
@@ -61,10 +44,10 @@ def descriptors(node: NodeHome) -> int:
 
 
 @pytest.mark.timeout(400)
-def test_a_host_that_is_halted_and_one_that_is_killed_are_followed_by_one_other(world: SplitNodes) -> None:
-    first = world.start("first", memory="0.2")
-    second = world.start("second", memory="0.19")
-    third = world.start("third", memory="0.18")
+def test_a_host_that_is_halted_and_one_that_is_killed_are_followed_by_one_other(sharing: SplitNodes) -> None:
+    first = sharing.start("first", memory="0.2")
+    second = sharing.start("second", memory="0.19")
+    third = sharing.start("third", memory="0.18")
     wait_state(first, "ready")
     answers_soon(third)
     said = complete(third)
@@ -93,8 +76,8 @@ def test_a_host_that_is_halted_and_one_that_is_killed_are_followed_by_one_other(
 
 
 @pytest.mark.timeout(400)
-def test_a_worker_that_is_halted_and_a_llama_server_that_is_killed_are_told_and_made_good(world: SplitNodes) -> None:
-    host, worker = world.start("host", memory="0.2"), world.lend("worker")
+def test_a_worker_that_is_halted_and_a_llama_server_that_is_killed_are_told_and_made_good(sharing: SplitNodes) -> None:
+    host, worker = sharing.start("host", memory="0.2"), sharing.lend("worker")
     wait_state(host, "ready")
     answers_soon(host)
     said = complete(host)
@@ -120,9 +103,9 @@ def test_a_worker_that_is_halted_and_a_llama_server_that_is_killed_are_told_and_
 
 
 @pytest.mark.timeout(400)
-def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back(world: SplitNodes) -> None:
-    worker = world.lend("worker")
-    host = world.start("host")
+def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back(sharing: SplitNodes) -> None:
+    worker = sharing.lend("worker")
+    host = sharing.start("host")
 
     def ends(what: str) -> None:
         lent, engines, began = rpc_servers(worker), programs_below(host), time.monotonic()
@@ -134,15 +117,15 @@ def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back
 
     wait_for(lambda: rpc_servers(worker), PLANNED_S, "the worker to be asked")
     ends("asking")
-    world.start("host", home=host)
+    sharing.start("host", home=host)
     wait_for(lambda: hosts(host), PLANNED_S, "the engine to load")
     ends("loading")
-    world.start("host", home=host)
+    sharing.start("host", home=host)
     wait_state(host, "ready")
     answer = Streamed(host)
     ends("answering")
     assert answer.end(5)
-    world.start("host", home=host)
+    sharing.start("host", home=host)
     wait_state(host, "ready")
     lent = rpc_servers(worker)
     worker.signal(signal.SIGSTOP)
@@ -154,8 +137,8 @@ def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back
 
 
 @pytest.mark.timeout(400)
-def test_what_is_unloaded_leaves_nothing_and_is_loaded_again_at_once(world: SplitNodes) -> None:
-    worker, host = world.lend("worker"), world.start("host")
+def test_what_is_unloaded_leaves_nothing_and_is_loaded_again_at_once(sharing: SplitNodes) -> None:
+    worker, host = sharing.lend("worker"), sharing.start("host")
     for wait in (lambda: rpc_servers(worker), lambda: hosts(host), lambda: answers(host)):
         wait_for(wait, PLANNED_S, "the stage in which it is unloaded")
         lent, engines = rpc_servers(worker), programs_below(host)
@@ -163,6 +146,6 @@ def test_what_is_unloaded_leaves_nothing_and_is_loaded_again_at_once(world: Spli
         assert are_gone([*lent, *engines])
         assert model_of(host) == {}
         assert worker.json("status")["lent"] == []
-        loaded = host.cli("load", "--no-wait", str(world.file), "--split", "--ctx-size", "512")
+        loaded = host.cli("load", "--no-wait", str(sharing.file), "--split", "--ctx-size", "512")
         assert loaded.code == 0, loaded.err
     answers_soon(host)

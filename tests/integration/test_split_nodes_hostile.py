@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel, conte
 from agentmesh.inference.logic.split_values import Claim, Wish
 from agentmesh.mesh.logic.kinds import SPLIT
 from tests.fakes.mesh_nodes import TestNode
-from tests.fakes.node_process import Nodes
-from tests.fakes.split_nodes import MODEL, SplitNodes, a_dense, complete, model_of, wait_state
+from tests.fakes.split_nodes import MODEL, SplitNodes, complete, model_of, wait_state
 
 HOUR_MS = 3_600_000
 RECORDS_PER_S = 50
@@ -29,7 +28,7 @@ PATIENCE_S = SILENT_MS / 1000 + 60  # and what follows: debounce, claim, load
 
 
 @asynccontextmanager
-async def member(root: Path, invite: str) -> AsyncIterator[TestNode]:
+async def member(root: Path, invite: str) -> AsyncGenerator[TestNode]:
     node = await TestNode(root, "mallory").join(invite)
     await node.start()
     try:
@@ -55,16 +54,14 @@ def promises(content: str, engine: Engine, number: int = 0, claim: Claim | None 
 
 @pytest.mark.timeout(400)
 async def test_a_member_that_promises_all_memory_and_never_hosts_keeps_a_model_for_a_minute_only(
-    tmp_path: Path, real_engine: Engine, nodes: Nodes
+    tmp_path: Path, real_engine: Engine, sharing: SplitNodes
 ) -> None:
-    file = a_dense(tmp_path)
-    content = content_of([hashlib.sha256(file.read_bytes()).digest()])
-    world = SplitNodes(nodes, file)
-    first = await asyncio.to_thread(world.lend, "lender")
+    content = content_of([hashlib.sha256(sharing.file.read_bytes()).digest()])
+    first = await asyncio.to_thread(sharing.lend, "lender")
     async with member(tmp_path, first.invite) as mallory:
         offer = encode_split_offer(promises(content, real_engine))
         await mallory.mesh.publish(SPLIT.name, b"", offer, HOUR_MS)
-        second = await asyncio.to_thread(world.start, "host")
+        second = await asyncio.to_thread(sharing.start, "host")
         told = await asyncio.to_thread(wait_state, second, "ready", timeout_s=PATIENCE_S)
         assert told["role"] == "host"
         assert await asyncio.to_thread(complete, second)
@@ -72,13 +69,11 @@ async def test_a_member_that_promises_all_memory_and_never_hosts_keeps_a_model_f
 
 @pytest.mark.timeout(300)
 async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
-    tmp_path: Path, real_engine: Engine, nodes: Nodes
+    tmp_path: Path, real_engine: Engine, sharing: SplitNodes
 ) -> None:
-    file = a_dense(tmp_path)
-    content = content_of([hashlib.sha256(file.read_bytes()).digest()])
-    world = SplitNodes(nodes, file)
-    lender = await asyncio.to_thread(world.lend, "lender")
-    host = await asyncio.to_thread(world.start, "host")
+    content = content_of([hashlib.sha256(sharing.file.read_bytes()).digest()])
+    lender = await asyncio.to_thread(sharing.lend, "lender")
+    host = await asyncio.to_thread(sharing.start, "host")
     await asyncio.to_thread(wait_state, host, "ready")
     victim = psutil.Process(host.pid)
     async with member(tmp_path, lender.invite) as mallory:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agentmesh.inference.engine.engine import Engine
-from tests.fakes.node_process import NodeHome, Nodes, wait_for
-from tests.fakes.split_cases import other_engine, parts_lent, refused, said_alone, wait_reason, wait_told
+from tests.fakes.node_process import NodeHome, wait_for
+from tests.fakes.split_cases import other_engine, parts_lent, refused, wait_reason, wait_told
 from tests.fakes.split_nodes import (
     DENSE,
     ENOUGH,
     MODEL,
     SplitNodes,
-    a_dense,
     answers,
     complete,
     rpc_servers,
@@ -36,82 +34,68 @@ def get_device_info():
 """
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_dense(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def world(real_engine: Engine, nodes: Nodes, file: Path) -> Iterator[SplitNodes]:
-    assert real_engine.has_rpc
-    yield SplitNodes(nodes, file)
-
-
-@pytest.fixture(scope="module")
-def alone(real_engine: Engine) -> str:
-    return said_alone()
-
-
 def id_of(node: NodeHome) -> str:
     return node.json("status")["node_id"]
 
 
 def test_another_engine_version_is_left_out_and_one_of_the_same_is_used(
-    world: SplitNodes, real_engine: Engine, alone: str, tmp_path: Path
+    sharing: SplitNodes, real_engine: Engine, dense_alone: str, tmp_path: Path
 ) -> None:
-    first = world.start("first")
-    other = world.start("other", "--bin-dir", str(other_engine(tmp_path / "bin", real_engine)), memory="0.15")
+    first = sharing.start("first")
+    other = sharing.start("other", "--bin-dir", str(other_engine(tmp_path / "bin", real_engine)), memory="0.15")
     words = ("other has llama.cpp 0123abc", f"first has {real_engine.commit[:7]}", "agentmesh engine install")
     wait_reason(first, *words)
     wait_reason(other, *words)
-    third = world.lend("third")
+    third = sharing.lend("third")
     told = wait_state(first, "ready")
     assert told["nodes"] == [id_of(first), id_of(third)]
     assert not parts_lent(other)
-    assert complete(first) == alone
+    assert complete(first) == dense_alone
     wait_state(other, "standby")
     wait_for(lambda: answers(other), 20, "an answer through the node that is left out")
 
 
 def test_another_file_of_the_same_name_is_told_and_never_mixed_up(
-    world: SplitNodes, alone: str, tmp_path: Path
+    sharing: SplitNodes, dense_alone: str, tmp_path: Path
 ) -> None:
     """Each waits for itself, and says so; with room each answers with its own file, and who has none with one of them always."""
     file = write_tiny(tmp_path / f"{MODEL}.gguf", replace(DENSE, seed=2))[0]
-    first = world.start("first", memory="0.1")
-    second = world.start("second", memory="0.1", file=file)
+    first = sharing.start("first", memory="0.1")
+    second = sharing.start("second", memory="0.1", file=file)
     wait_told(first, "second", "has other files under the name dense")
     wait_told(second, "first", "has other files under the name dense")
     wait_state(first, "waiting")
     wait_state(second, "waiting")
     assert first.stop() == 0
     assert second.stop() == 0
-    world.start("first", memory=ENOUGH, home=first)
-    world.start("second", memory=ENOUGH, home=second, file=file)
-    client = world.nodes.start("--name", "client", "--join", first.invite)
+    sharing.start("first", memory=ENOUGH, home=first)
+    sharing.start("second", memory=ENOUGH, home=second, file=file)
+    client = sharing.nodes.start("--name", "client", "--join", first.invite)
     wait_state(first, "ready")
     wait_state(second, "ready")
     texts = {name: complete(node)[:4] for name, node in (("first", first), ("second", second))}
-    assert texts["first"] == alone[:4] != texts["second"]
+    assert texts["first"] == dense_alone[:4] != texts["second"]
     wait_for(lambda: answers(client), 20, "an answer for the client")
     seen = {complete(client)[:4] for _ in range(4)}
     assert len(seen) == 1
     assert seen <= {*texts.values()}
 
 
-def test_a_file_that_is_cut_short_is_refused_with_a_sentence(world: SplitNodes, file: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_is_refused_with_a_sentence(sharing: SplitNodes, tmp_path: Path) -> None:
     cut = tmp_path / f"{MODEL}.gguf"
-    cut.write_bytes(file.read_bytes()[:60_000_000])
-    node = world.start("cut", file=cut)
+    cut.write_bytes(sharing.file.read_bytes()[:60_000_000])
+    node = sharing.start("cut", file=cut)
     seen = wait_state(node, "failed")
     assert "is cut short" in seen["reason"]
     assert "Download it again" in seen["reason"]
 
 
-def test_too_little_memory_says_how_much_is_missing_until_a_third_node_joins(world: SplitNodes, alone: str) -> None:
-    first = world.start("first", memory="0.14")
-    second = world.start("second", memory="0.13")
-    client = world.nodes.start("--name", "client", "--join", first.invite)
+def test_too_little_memory_says_how_much_is_missing_until_a_third_node_joins(
+    sharing: SplitNodes, dense_alone: str
+) -> None:
+    first = sharing.start("first", memory="0.14")
+    second = sharing.start("second", memory="0.13")
+    client = sharing.nodes.start("--name", "client", "--join", first.invite)
     for node in (first, second):
         seen = wait_reason(node, "2 nodes have", "are missing")
         assert seen["state"] == "waiting"
@@ -119,19 +103,19 @@ def test_too_little_memory_says_how_much_is_missing_until_a_third_node_joins(wor
         wait_for(lambda node=node: "are missing" in refused(node)[1]["message"], 20, "the reason on every node's API")
         status, error = refused(node)
         assert (status, error["code"]) == (503, "model_waiting")
-    third = world.lend("third", memory="0.2")
+    third = sharing.lend("third", memory="0.2")
     told = wait_state(first, "ready")
     assert id_of(third) in told["nodes"]
     wait_for(lambda: answers(client), 20, "an answer for the client")
-    assert complete(client) == alone
+    assert complete(client) == dense_alone
 
 
 def test_a_model_that_llama_cpp_does_not_know_says_why_and_is_not_started_hot(
-    world: SplitNodes, tmp_path: Path
+    sharing: SplitNodes, tmp_path: Path
 ) -> None:
     file = write_tiny(tmp_path / f"{MODEL}.gguf", replace(DENSE, architecture="frobnicate"))[0]
-    first = world.start("first", file=file)
-    second = world.lend("second")
+    first = sharing.start("first", file=file)
+    second = sharing.lend("second")
     seen = wait_reason(first, "is tried again in 3 s", "does not know the model's architecture, frobnicate")
     assert seen["state"] == "waiting"
     wait_for(lambda: "frobnicate" in refused(first)[1]["message"], 20, "the reason on the API")
@@ -145,13 +129,13 @@ def test_a_model_that_llama_cpp_does_not_know_says_why_and_is_not_started_hot(
     assert first.stderr_file.read_text().count(f"{MODEL} waits: This build of the engine does not know") == 1
 
 
-def test_the_embedded_engine_says_that_it_cannot_share(world: SplitNodes, tmp_path: Path) -> None:
+def test_the_embedded_engine_says_that_it_cannot_share(sharing: SplitNodes, tmp_path: Path) -> None:
     package = tmp_path / "xllamacpp"
     package.mkdir()
     (package / "__init__.py").write_text(LIBRARY)
-    first = world.start("first")
-    home = world.nodes.home({"PYTHONPATH": str(tmp_path)})
-    words = ["--join", first.invite, "--name", "embedded", "--gguf", str(world.file), "--split", "--max-vram", "0.15"]
+    first = sharing.start("first")
+    home = sharing.nodes.home({"PYTHONPATH": str(tmp_path)})
+    words = ["--join", first.invite, "--name", "embedded", "--gguf", str(sharing.file), "--split", "--max-vram", "0.15"]
     second = home.start(*words, "--llama-flavor", "embedded")
     what = "embedded has no engine that can share a model: run 'agentmesh engine install' there."
     wait_reason(first, what)
