@@ -208,6 +208,8 @@ def _about_model(model: Mapping[str, Any]) -> Iterable[str]:
         yield model["plan"]
     for worker in model.get("workers", ()):
         yield _about_worker(worker)
+    for doubt in model.get("doubts", ()):
+        yield str(doubt["sentence"])
     yield from model.get("advice", ())
     if model.get("draft"):
         yield model["draft"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agentmesh.inference.http import SplitWorker
+from agentmesh.inference.http import SplitDoubt, SplitWorker
 
 MAX_TOKENS = 16  # join tokens in one request
 
@@ -41,6 +41,7 @@ class ModelView(BaseModel):
     plan: str = ""
     advice: list[str] = Field(default_factory=list[str])
     workers: list[SplitWorker] = Field(default_factory=list[SplitWorker])
+    doubts: list[SplitDoubt] = Field(default_factory=list[SplitDoubt])
     draft: str = ""
 
 

@@ -102,6 +102,19 @@ class SplitWorker(BaseModel):
     commands: dict[str, tuple[int, int, int, int]]
 
 
+class SplitDoubt(BaseModel):
+    """A node that this one's plans for a model do without for a while, where they can. `role`: worker or host; `why`: how the last run
+    that it ended did."""
+
+    node: str
+    name: str
+    role: str
+    times: int
+    left_s: float
+    why: str
+    sentence: str
+
+
 class ServedModelStatus(BaseModel):
     """One model of this node; see docs/serving.md for `state`."""
 
@@ -125,6 +138,7 @@ class ServedModelStatus(BaseModel):
     plan: str
     advice: list[str]
     workers: list[SplitWorker]
+    doubts: list[SplitDoubt]
     draft: str
 
 

@@ -64,6 +64,7 @@ def status_of(run: Viewed, node: str) -> ModelStatus:
         plan=spread.sentence if spread is not None else "",
         advice=spread.advice if spread is not None else (),
         workers=spread.workers() if spread is not None else (),
+        doubts=spread.doubts() if spread is not None else (),
         draft=" ".join(one for one in (run.draft.sentence, run.accepted.sentence if run.accepted else "") if one),
     )
 

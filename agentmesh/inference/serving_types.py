@@ -83,6 +83,19 @@ class WorkerRow(msgspec.Struct, frozen=True):
     commands: dict[str, tuple[int, int, int, int]]
 
 
+class DoubtRow(msgspec.Struct, frozen=True):
+    """A node that let this one down: plans for the model do without it, as `role` (worker or host), for `left_s` more where they
+    can (logic/doubts.py). `why`: how the last run that it ended did."""
+
+    node: str
+    name: str
+    role: str
+    times: int
+    left_s: float
+    why: str
+    sentence: str
+
+
 @dataclass(slots=True)
 class SpreadView:
     """How a model is spread, as this node sees it; written by whoever follows the plans.
@@ -102,6 +115,7 @@ class SpreadView:
     slots: int = 0
     shard: str = ""
     workers: Callable[[], tuple[WorkerRow, ...]] = tuple
+    doubts: Callable[[], tuple[DoubtRow, ...]] = tuple
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -115,6 +129,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
         device: where it runs, None for the CPU or while unknown.
         role: "solo"; or how a spread model is run here (SpreadView).
         nodes: who shares it, the host first; workers: what the host knows of them; plan, advice: in sentences.
+        doubts: nodes that this one's plans do without for a while, and why.
         draft: which model drafts and how well.
     """
 
@@ -138,6 +153,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     plan: str = ""
     advice: tuple[str, ...] = ()
     workers: tuple[WorkerRow, ...] = ()
+    doubts: tuple[DoubtRow, ...] = ()
     draft: str = ""
 
 

@@ -26,7 +26,7 @@ from agentmesh.console.models import (
     Status,
 )
 from agentmesh.core.errors import InvalidInput, NodeRunning
-from agentmesh.inference.http import SplitWorker
+from agentmesh.inference.http import SplitDoubt, SplitWorker
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.serving_types import ModelStatus
 from agentmesh.inference.split.worker import WorkStatus
@@ -189,6 +189,7 @@ def _own_view(status: ModelStatus, hosts: Sequence[str]) -> ModelView:
         plan=status.plan,
         advice=list(status.advice),
         workers=[SplitWorker.model_validate(msgspec.structs.asdict(worker)) for worker in status.workers],
+        doubts=[SplitDoubt.model_validate(msgspec.structs.asdict(doubt)) for doubt in status.doubts],
         draft=status.draft,
     )
 

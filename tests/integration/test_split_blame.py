@@ -134,4 +134,6 @@ async def test_after_two_refusals_another_worker_is_asked(monkeypatch: pytest.Mo
     tasks.spawn(mesh.driver.run(), name="driver")
     await eventually(lambda: mesh.driver.is_ready)
     assert mesh.asked == [(BAD,), (BAD,), (GOOD,)]
+    assert [(one.node, one.times, one.why) for one in mesh.driver.doubted()] == [(BAD, 2, "It does not take part.")]
+    assert mesh.driver.passed_over() == mesh.driver.doubted()
     await tasks.close()

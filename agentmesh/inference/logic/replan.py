@@ -139,6 +139,8 @@ class Replan:
     outcome: Outcome | None = None  # of the last planning, whoever hosts
     term: int = 0  # of the last claim
     failure: str = ""  # why the last start never became ready, if none has become since
+    doubts: Doubts = field(default_factory=Doubts)
+    passed_over: frozenset[bytes] = frozenset()  # doubted, and the last planning could do without them
     _nodes: Nodes = ()
     _highest_term: int = 0
     _relevant: frozenset[NodeFacts] = frozenset()
@@ -148,7 +150,6 @@ class Replan:
     _failures: int = 0  # starts in a row that never became ready
     _was_ready: bool = False
     _better_since_ms: int | None = None
-    _doubts: Doubts = field(default_factory=Doubts)
     _awaited: tuple[bytes, int] = (b"", 0)  # who is host by the plan, and since when it could have claimed the model
     _effects: list[Effect] = field(default_factory=list[Effect])
 
@@ -167,7 +168,7 @@ class Replan:
                     self._report("It is ready.")
             case HostEnded():
                 if event.worker:
-                    self._doubts.worker_failed(event.worker, now_ms)
+                    self.doubts.worker_failed(event.worker, now_ms, event.reason)
                 self._on_ended(event.reason, now_ms)
             case TermSeen():
                 self._see_term(event.term)
@@ -230,7 +231,7 @@ class Replan:
             self._change_for_better()
         silent_at = self._silent_at()
         if silent_at is not None and now_ms >= silent_at:
-            self._doubts.host_is_silent(self._awaited[0], now_ms)
+            self.doubts.host_is_silent(self._awaited[0], now_ms)
             self._awaited = b"", 0
             self._plan_soon(now_ms)
 
@@ -266,14 +267,15 @@ class Replan:
     def _plan(self, now_ms: int) -> Outcome:
         """Without those that let this node down, if that can be. Doubts about workers are this node's alone, so they choose among its
         own workers only: a host that is made by them nobody else expects, and all would wait for one another."""
-        hosts = self._doubts.believed(self._nodes, now_ms, workers=False)
+        hosts = self.doubts.believed(self._nodes, now_ms, workers=False)
         outcome = self.planner.plan(hosts)
         if isinstance(outcome, Wait) and hosts != self._nodes:
             hosts, outcome = self._nodes, self.planner.plan(self._nodes)
         if isinstance(outcome, Split) and outcome.host == self.me:
-            believed = self._doubts.believed(hosts, now_ms, workers=True)
+            believed = self.doubts.believed(hosts, now_ms, workers=True)
             if believed != hosts and isinstance(other := self.planner.plan(believed), Split) and other.host == self.me:
-                return other
+                hosts, outcome = believed, other
+        self.passed_over = frozenset(all_.node for all_, one in zip(self._nodes, hosts, strict=True) if all_ != one)
         return outcome
 
     def _await_host(self, outcome: Outcome, now_ms: int) -> None:

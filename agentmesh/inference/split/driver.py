@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet, to_its_end
+from agentmesh.inference.logic.doubts import Doubted
 from agentmesh.inference.logic.replan import (
     Effect,
     Event,
@@ -115,6 +116,14 @@ class SplitDriver:
     def failure(self) -> str:
         """Why its last start here never became ready; empty if it did, or there was none."""
         return self._replan.failure
+
+    def doubted(self) -> tuple[Doubted, ...]:
+        """Nodes that let this one down, and that its plans do without where they can."""
+        return self._replan.doubts.now(_now_ms())
+
+    def passed_over(self) -> tuple[Doubted, ...]:
+        """Those of them that the last plan does without."""
+        return tuple(one for one in self.doubted() if one.node in self._replan.passed_over)
 
     @property
     def plan(self) -> Solo | Split | Shards | None:

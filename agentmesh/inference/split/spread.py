@@ -18,6 +18,7 @@ import msgspec
 
 from agentmesh.core.errors import InvalidInput
 from agentmesh.inference.logic.advice import advise
+from agentmesh.inference.logic.doubts import doubt_line, doubt_text, with_doubts
 from agentmesh.inference.logic.engine_end import without_log
 from agentmesh.inference.logic.expert_tensors import why_uncut
 from agentmesh.inference.logic.keeping import better, broken
@@ -45,18 +46,19 @@ from agentmesh.inference.memory import MemoryBook
 from agentmesh.inference.model_run import ModelRun
 from agentmesh.inference.models.gguf import read_header
 from agentmesh.inference.models.identity import FileIdentities
-from agentmesh.inference.serving_types import ModelState, SplitFlags, SpreadView
+from agentmesh.inference.serving_types import DoubtRow, ModelState, SplitFlags, SpreadView
 from agentmesh.inference.split.driver import SplitDriver
 from agentmesh.inference.split.host import HostParts, WorkerStatus
 from agentmesh.inference.split.parts import Tells
 from agentmesh.inference.split.running import Held, PlanRunner
 from agentmesh.inference.split.shards import ShardMaker
 from agentmesh.inference.threads import in_daemon_thread
-from agentmesh.mesh.identity import decode_id
+from agentmesh.mesh.identity import decode_id, encode_id
 
 _log = logging.getLogger(__name__)
 
 MAX_ADVICE: Final = 4
+MAX_DOUBTS_TOLD: Final = 3  # in the reason for a state; status has all
 
 
 class Offers(Tells, Protocol):
@@ -182,7 +184,7 @@ class _Followed:
         self._is_over = False
         self._was_ready = False
         self._told = ""  # the last reason for waiting that the user was told
-        self._view = run.spread = SpreadView()
+        self._view = run.spread = SpreadView(doubts=self._doubts)
         self._runner = runner = PlanRunner(
             run,
             self._view,
@@ -298,13 +300,35 @@ class _Followed:
             if hosts:
                 self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
             elif driver.failure or (driver.state is State.FOLLOWING and isinstance(driver.outcome, Wait)):
-                self._show(ModelState.WAITING, driver.sentence)
+                self._show(ModelState.WAITING, self._sentence())
             else:  # it goes on by itself, and soon: requests are not told to come back much later
-                self._show(ModelState.LOADING, driver.sentence)
+                self._show(ModelState.LOADING, self._sentence())
         elif driver.is_ready:
             self._advise()
         elif driver.state is State.STOPPING:
             self._show(ModelState.LOADING, driver.sentence)
+
+    def _sentence(self) -> str:
+        """The driver's, and whom its plan does without: who waits for another host, or a start, may wait because of that."""
+        doubts = self._driver.passed_over()[:MAX_DOUBTS_TOLD]
+        return with_doubts(self._driver.sentence, (doubt_text(one, self._name_of(one.node)) for one in doubts))
+
+    def _doubts(self) -> tuple[DoubtRow, ...]:
+        """Of now: whom this node's plans do without. Who hosts in spite of that is waited for no more."""
+        hosts = self._driver.hosts
+        return tuple(
+            DoubtRow(
+                node=encode_id(one.node),
+                name=self._name_of(one.node),
+                role="host" if one.as_host else "worker",
+                times=one.times,
+                left_s=round(one.left_ms / 1000, 1),
+                why=one.why,
+                sentence=doubt_line(one, self._name_of(one.node)),
+            )
+            for one in self._driver.doubted()
+            if not (one.as_host and one.node in hosts)
+        )
 
     def _show(self, state: ModelState, sentence: str) -> None:
         if self._shown == (state, sentence) and self.run.state == state:

@@ -38,3 +38,18 @@ def test_a_reason_stands_below_the_table_and_does_not_squeeze_it(capsys: pytest.
     assert lines[2].split() == ["3b", "failed", "desktop"]
     assert lines[3] == f"3b: {reason}"
     assert len(lines) == 4
+
+
+def test_who_is_doubted_is_shown_at_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "laptop is passed over as a worker where another can do, for 90 s more: it ended 2 runs of this node."
+    doubt = {
+        "node": "l" * 52,
+        "name": "laptop",
+        "role": "worker",
+        "times": 2,
+        "left_s": 90.0,
+        "why": "",
+        "sentence": sentence,
+    }
+    lines = shown(capsys, model("m", role="host", plan="The plan.", doubts=[doubt], advice=["Other ways."]))
+    assert lines[3:] == ["m: The plan.", f"m: {sentence}", "m: Other ways."]

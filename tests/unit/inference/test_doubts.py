@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from agentmesh.core.units import MINUTE_MS
-from agentmesh.inference.logic.doubts import Doubts
+from agentmesh.core.units import HOUR_MS, MINUTE_MS
+from agentmesh.inference.logic.doubts import MAX_WHY_CHARS, Doubted, Doubts, doubt_line, doubt_text, with_doubts
 from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.plan import make_plan, plan_digest
 from agentmesh.inference.logic.replan import (
@@ -104,7 +104,12 @@ def test_a_worker_that_refuses_twice_is_done_without_and_another_is_used() -> No
     for _ in range(2):
         assert workers(bench.start()) == (BAD,)
         bench.do(HostEnded("It refused.", BAD))
+    assert bench.replan.passed_over == frozenset()
     assert workers(bench.start()) == (GOOD,)
+    assert bench.replan.passed_over == {BAD}
+    [doubted] = bench.replan.doubts.now(bench.now_ms)
+    assert (doubted.node, doubted.as_host, doubted.times, doubted.why) == (BAD, False, 2, "It refused.")
+    assert 0 < doubted.left_ms <= DOUBT_MS
 
 
 def test_a_worker_that_is_lost_each_time_is_done_without_too() -> None:
@@ -121,6 +126,7 @@ def test_a_worker_without_whom_it_cannot_be_is_tried_for_ever() -> None:
     for _ in range(12):
         assert workers(bench.start()) == (BAD,)
         bench.do(HostEnded("It refused.", BAD))
+        assert bench.replan.passed_over == frozenset()  # whoever waits does not because of a doubt
 
 
 def test_a_worker_that_is_doubted_does_not_end_what_runs() -> None:
@@ -129,7 +135,7 @@ def test_a_worker_that_is_doubted_does_not_end_what_runs() -> None:
     bench.do(HostEnded("It refused.", BAD))
     bench.start()
     bench.do(HostReady())
-    bench.replan._doubts.worker_failed(BAD, bench.now_ms)  # pyright: ignore[reportPrivateUsage]
+    bench.replan.doubts.worker_failed(BAD, bench.now_ms)
     bench.do(NodesChanged((*bench.nodes, a_node(9, 1))))
     bench.until(bench.now_ms + 10 * DOUBT_MS)
     assert bench.replan.state is State.RUNNING
@@ -144,6 +150,8 @@ def test_a_host_that_promises_all_memory_and_never_begins_is_done_without() -> N
     bench.until(bench.now_ms + DEBOUNCE_MS + CLAIM_WAIT_MS + DEBOUNCE_MS)
     [plan] = bench.started
     assert plan.host == ME
+    assert bench.replan.passed_over == {BAD}
+    assert [(one.node, one.as_host) for one in bench.replan.doubts.now(bench.now_ms)] == [(BAD, True)]
     bench.do(HostReady())
     bench.until(bench.now_ms + 3 * MAX_DOUBT_MS)
     assert bench.replan.state is State.RUNNING
@@ -233,3 +241,42 @@ def test_a_host_whose_only_worker_failed_stays_host_for_the_other_expects_it() -
         assert plan.host == ME
         bench.do(HostReady())
         bench.do(HostEnded("It was lost.", BAD))
+
+
+def test_who_is_doubted_is_told_with_the_reason_as_long_as_it_lasts() -> None:
+    doubts = Doubts()
+    doubts.worker_failed(BAD, 0, "its RPC server ended.")
+    assert doubts.now(0) == ()  # one is bad luck
+    doubts.worker_failed(BAD, 10, f"It ended. Its log, /home/me/log, ends with:\n{'x' * 999}")
+    doubts.host_is_silent(GOOD, 20)
+    worker, host = doubts.now(30)
+    assert worker == Doubted(BAD, False, 2, DOUBT_MS - 20, "It ended.")
+    assert (host.node, host.as_host, host.times) == (GOOD, True, 1)
+    doubts.worker_failed(BAD, 40, "x" * 999)
+    assert len(doubts.now(40)[0].why) == MAX_WHY_CHARS
+    assert [one.node for one in doubts.now(40 + 2 * DOUBT_MS)] == [GOOD]
+    assert doubts.now(40 + 24 * HOUR_MS) == ()
+
+
+def test_a_doubt_in_words() -> None:
+    worker = Doubted(BAD, False, 2, 110_001, "laptop was lost.")
+    assert doubt_line(worker, "laptop") == (
+        "laptop is passed over as a worker where another can do, for 111 s more: it ended 2 runs of this node, "
+        "the last with: laptop was lost."
+    )
+    assert doubt_text(worker, "laptop") == (
+        "laptop is passed over as a worker where another can do: it ended 2 runs of this node."
+    )
+    for left_ms, text in ((2 * MINUTE_MS + 1, "3 min"), (2 * HOUR_MS, "120 min"), (23 * HOUR_MS + 1, "24 h")):
+        line = doubt_line(Doubted(BAD, True, 1, left_ms), "desk")
+        assert line == (
+            f"desk is passed over as host where another can do, for {text} more: it was to host the model, and did not begin."
+        )
+
+
+def test_a_reason_names_the_doubts_before_a_log_that_it_ends_with() -> None:
+    said = "It could not be started. It crashed. Its log, /a/b, ends with:\nlast line"
+    assert with_doubts(said, ["A.", "B."]) == (
+        "It could not be started. It crashed. A. B. Its log, /a/b, ends with:\nlast line"
+    )
+    assert with_doubts("It waits.", []) == "It waits."
