@@ -62,17 +62,33 @@ def rtt_between(a: NodeFacts, b: NodeFacts) -> float | None:
     return max(known, default=None)
 
 
-def team_of(host: NodeFacts, nodes: Mapping[bytes, NodeFacts]) -> Team:
-    """Who works for this host."""
+Trips = Mapping[bytes, Mapping[bytes, float]]
+
+
+def trips_of(nodes: Iterable[NodeFacts]) -> Trips:
+    """Round trips as each node measured them, to be looked up: a plan asks for each pair of a host and a node."""
+    return {node.node: dict(reversed(node.rtt_ms)) for node in nodes}
+
+
+def is_measured(a: bytes, b: bytes, trips: Trips) -> bool:
+    """Whether either knows the round trip between them."""
+    return b in trips[a] or a in trips[b]
+
+
+def team_of(host: NodeFacts, nodes: Mapping[bytes, NodeFacts], trips: Trips) -> Team:
+    """Who works for this host. `trips`: of these nodes."""
+    own = trips[host.node]
     workers: list[tuple[float, NodeFacts]] = []
     excluded: list[Excluded] = []
     unknown: list[bytes] = []
     for node in sorted(nodes.values(), key=lambda one: one.node):
         if node.node == host.node:
             continue
-        why = unfit(node) or why_not(host, node)
+        known = own.get(node.node), trips[node.node].get(host.node)
+        rtt = max((one for one in known if one is not None), default=None)
+        why = unfit(node) or _why_not(host, node, rtt, MAX_RTT_MS)
         if why is None:
-            workers.append((rtt_step_ms(rtt_between(host, node) or 0.0), node))
+            workers.append((rtt_step_ms(rtt or 0.0), node))
             continue
         excluded.append(why)
         if why.code is ExclusionCode.RTT_UNKNOWN:
@@ -83,6 +99,10 @@ def team_of(host: NodeFacts, nodes: Mapping[bytes, NodeFacts]) -> Team:
 
 def why_not(host: NodeFacts, node: NodeFacts, max_rtt_ms: float = MAX_RTT_MS) -> Excluded | None:
     """Why this eligible node cannot work for this host; None if it can."""
+    return _why_not(host, node, rtt_between(host, node), max_rtt_ms)
+
+
+def _why_not(host: NodeFacts, node: NodeFacts, rtt: float | None, max_rtt_ms: float) -> Excluded | None:
     if (node.engine_commit, node.rpc_version) != (host.engine_commit, host.rpc_version):
         sentence = (
             f"{node.shown} has llama.cpp {_version(node)}, {host.shown} has {_version(host)}. They must be the same: run "
@@ -96,7 +116,6 @@ def why_not(host: NodeFacts, node: NodeFacts, max_rtt_ms: float = MAX_RTT_MS) ->
             "--rpc-peers all."
         )
         return Excluded(node.node, ExclusionCode.NOT_LENT, sentence)
-    rtt = rtt_between(host, node)
     if rtt is None:
         sentence = f"The round trip between {host.shown} and {node.shown} is not known yet; it is being measured."
         return Excluded(node.node, ExclusionCode.RTT_UNKNOWN, sentence)

@@ -162,9 +162,14 @@ def fit_model(name: str, facts: ModelFacts, wanted: Wanted, rooms: Sequence[Room
                 chosen = _with_embeddings(facts, chosen, room)
             return Fit(room, chosen, True, _sentence(name, chosen, room))
     room = max(rooms, key=lambda one: one.free_bytes)
-    smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
-    need = need_of(facts, wanted, *smallest, on_device=room.on_device)
+    need = least_need(facts, wanted, on_device=room.on_device)
     return Fit(room, need, False, _sentence(name, need, room))
+
+
+def least_need(facts: ModelFacts, wanted: Wanted, *, on_device: bool) -> Need:
+    """What the model takes at least: with less, it does not fit."""
+    smallest = (list(_contexts(facts, wanted))[-1], min(_slot_counts(wanted)))
+    return need_of(facts, wanted, *smallest, on_device=on_device)
 
 
 def _choose(facts: ModelFacts, wanted: Wanted, room: Room) -> Need | None:

@@ -85,10 +85,14 @@ def context_bytes(
 ) -> int:
     """Bytes of a whole context, shared by `sequences` slots (llama-server's unified cache)."""
     full = _padded(context_tokens)
-    total = 0
+    total = own = 0
+    before: LayerCache | None = None
     for cache in caches:
-        tokens = min(full, _padded(cache.window * sequences + ubatch_tokens)) if cache.window else full
-        total += tokens * _token_bytes(cache, k_type, v_type) + cache.state_bytes * sequences
+        if cache != before:  # plans ask this very often, and most layers are like the one before
+            tokens = min(full, _padded(cache.window * sequences + ubatch_tokens)) if cache.window else full
+            own = tokens * _token_bytes(cache, k_type, v_type) + cache.state_bytes * sequences
+            before = cache
+        total += own
     return total
 
 

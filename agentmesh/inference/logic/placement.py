@@ -5,14 +5,14 @@ Owns the order of places (llama.cpp's devices) and the options that follow from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from agentmesh.inference.logic.model_parts import base_bytes, host_memory_bytes, layers_bytes
 from agentmesh.inference.logic.split import llama_layers, numbers_for, spread
-from agentmesh.inference.logic.split_limits import HEADROOM_PERCENT, MAX_SPLIT_DEVICES
+from agentmesh.inference.logic.split_limits import HEADROOM_PERCENT, MAX_SPLIT_DEVICES, MAX_WORKERS
 from agentmesh.inference.logic.split_values import NodeFacts, Place, PlanModel, Share, Split, Wish
 
 
@@ -89,6 +89,23 @@ def _devices(node: NodeFacts, *, is_host: bool) -> list[Place]:
     if not node.devices:
         return [Place(node.node, None, less_headroom(node.machine_free_bytes), is_host)]
     return [Place(node.node, d.name, less_headroom(d.free_bytes), is_host) for d in node.devices]
+
+
+def worker_rooms(demand: Demand, nodes: Iterable[NodeFacts]) -> list[tuple[int, bytes]]:
+    """What each could give to layers as a worker, in bytes, the most first."""
+    rooms = ((sum(_rooms(demand, _devices(node, is_host=False))), node.node) for node in nodes)
+    return sorted(rooms, reverse=True)
+
+
+def may_hold(demand: Demand, host: NodeFacts, workers: Sequence[tuple[int, bytes]]) -> bool:
+    """Whether all layers could fit on this host and the largest of `worker_rooms`. What it denies, `fit_split` does not find either;
+    it is asked where that would be tried in vain with every host, context and number of workers."""
+    lent = islice((room for room, node in workers if node != host.node), MAX_WORKERS)
+    return sum(_rooms(demand, _devices(host, is_host=True))) + sum(lent) >= sum(demand.layer_costs)
+
+
+def _rooms(demand: Demand, places: Iterable[Place]) -> Iterator[int]:
+    return (max(place.limit_bytes - demand.fixed_bytes(place, is_last=False), 0) for place in places)
 
 
 def fit_split(demand: Demand, host: NodeFacts, workers: Sequence[NodeFacts], wish: Wish) -> Fitted:

@@ -15,12 +15,22 @@ from typing import Final
 
 import msgspec
 
-from agentmesh.inference.logic.election import Team, by_memory, holders, hosts, team_of, unfit_host
-from agentmesh.inference.logic.fit import NO_DEVICE, Fit, Room, Wanted, fit_model, size
-from agentmesh.inference.logic.placement import Demand, demand_of, fit_split
+from agentmesh.inference.logic.election import (
+    Team,
+    by_memory,
+    holders,
+    hosts,
+    is_measured,
+    team_of,
+    trips_of,
+    unfit_host,
+)
+from agentmesh.inference.logic.fit import NO_DEVICE, Room, Wanted, fit_model, least_need, size
+from agentmesh.inference.logic.placement import Demand, demand_of, fit_split, may_hold, worker_rooms
 from agentmesh.inference.logic.shard_rooms import shard_rooms
 from agentmesh.inference.logic.split_limits import (
     MAX_SPLIT_CONTEXT_TOKENS,
+    MAX_SPLIT_DEVICES,
     MAX_WORKERS,
     MIN_SPLIT_CONTEXT_TOKENS,
 )
@@ -83,22 +93,22 @@ def contexts(model: PlanModel, wish: Wish) -> list[int]:
 
 def _solo(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> Solo | None:
     """A node that can hold the whole model: it computes faster alone than with others."""
-    found: list[tuple[NodeFacts, Fit]] = []
-    for node in by_memory(nodes.values()):
-        rooms = rooms_of(node)
-        if not _may_run(node) or max(room.free_bytes for room in rooms) < model.facts.weight_bytes:
-            continue
-        fit = fit_model(model.id, model.facts, Wanted(wish.context_tokens, wish.slots, wish.alone_extra_bytes), rooms)
-        if fit.fits:
-            found.append((node, fit))
-    if not found:
-        return None
+    wanted = Wanted(wish.context_tokens, wish.slots, wish.alone_extra_bytes)
+    least = [least_need(model.facts, wanted, on_device=on_device).total for on_device in (False, True)]
     have = holders(list(nodes.values()), model.files)
-    node, fit = min(found, key=lambda pair: pair[0].node not in have)  # stable: the largest one first
-    reasons = [f"{node.shown} holds it alone: {fit.sentence}."]
-    if wish.way != Way.ANY:
-        reasons.append("It is not split, although --split asks for it: one node is faster alone.")
-    return Solo(node.node, fit, Common(tuple(reasons)))
+    for node in sorted(
+        by_memory(nodes.values()), key=lambda one: one.node not in have
+    ):  # of each kind the largest first
+        rooms = rooms_of(node)
+        if not _may_run(node) or all(room.free_bytes < least[room.on_device] for room in rooms):
+            continue
+        fit = fit_model(model.id, model.facts, wanted, rooms)
+        if fit.fits:
+            reasons = [f"{node.shown} holds it alone: {fit.sentence}."]
+            if wish.way != Way.ANY:
+                reasons.append("It is not split, although --split asks for it: one node is faster alone.")
+            return Solo(node.node, fit, Common(tuple(reasons)))
+    return None
 
 
 def _may_run(node: NodeFacts) -> bool:
@@ -162,9 +172,15 @@ def _layers(model: PlanModel, wish: Wish, nodes: Mapping[bytes, NodeFacts]) -> S
         excluded = tuple(w for n in sorted(nodes.values(), key=lambda n: n.node) if (w := unfit_host(n)) is not None)
         sentence = f"No node can host a part of {model.id}. " + " ".join(w.sentence for w in excluded[:3])
         return Wait(WaitCode.NODES, sentence.strip(), common=Common(excluded=excluded))
+    trips = trips_of(nodes.values())
+    least = demand_of(model, contexts(model, wish)[-1], wish.slots or 1, wish.host_extra_bytes)
+    rooms = worker_rooms(least, nodes.values())
     waits: list[Wait] = []
     for host in candidates:
-        answer = _with_host(model, wish, team_of(host, nodes), nodes, _why_host(wish, host, candidates))
+        near = [(room, node) for room, node in rooms if is_measured(host.node, node, trips)]
+        if waits and not may_hold(least, host, near):  # nobody reads what it lacks
+            continue
+        answer = _with_host(model, wish, team_of(host, nodes, trips), nodes, _why_host(wish, host, candidates))
         if isinstance(answer, Split):
             return answer
         waits.append(answer)
@@ -258,7 +274,8 @@ def _with_workers(demand: Demand, wish: Wish, team: Team) -> tuple[Split | None,
     for worker in team.workers:
         if len(chosen) == MAX_WORKERS:
             break
-        if fit_split(demand, team.host, [worker], wish).over.startswith("llama.cpp"):
+        many = len(worker.devices) + len(team.host.devices) > MAX_SPLIT_DEVICES
+        if many and fit_split(demand, team.host, [worker], wish).over.startswith("llama.cpp"):
             continue
         fitted = fit_split(demand, team.host, [*chosen, worker], wish)
         chosen.append(worker)

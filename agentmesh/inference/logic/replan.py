@@ -8,6 +8,7 @@ docs/split-plan.md, "Planning again, and two hosts".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -143,7 +144,7 @@ class Replan:
     passed_over: frozenset[bytes] = frozenset()  # doubted, and the last planning could do without them
     _nodes: Nodes = ()
     _highest_term: int = 0
-    _relevant: frozenset[NodeFacts] = frozenset()
+    _relevant: Mapping[bytes, NodeFacts] = field(default_factory=dict[bytes, NodeFacts])
     _changed_ms: int | None = None  # the first change that was not acted on
     _due_ms: int | None = None  # when to plan
     _start_ms: int = 0  # CLAIMING: not before
@@ -195,9 +196,9 @@ class Replan:
             self._see_term(node.seen_term)
             if node.claim is not None:
                 self._see_term(node.claim.term)
-        relevant = frozenset(
-            msgspec.structs.replace(node, claim=None, seen_term=0) for node in self._nodes if _matters(node)
-        )
+        relevant = {
+            node.node: msgspec.structs.replace(node, claim=None, seen_term=0) for node in self._nodes if _matters(node)
+        }
         claims_ended = self.state is State.FOLLOWING and self._rival() is None
         if relevant != self._relevant or (claims_ended and self._due_ms is None and self._should_host()):
             self._relevant = relevant

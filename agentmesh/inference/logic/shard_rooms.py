@@ -25,16 +25,15 @@ def shard_rooms(
     """
     least = max(min_experts or -(-facts.expert_count // 2), facts.expert_used_count, 1)
     expert_bytes = max(-(-facts.expert_bytes // facts.expert_count), 1)
+    shared_bytes = facts.weight_bytes - facts.expert_bytes + facts.kv_bytes(context_tokens) * slots
+    ubatch = batch_tokens(facts, context_tokens)
+    on_memory, on_device = (
+        shared_bytes + buffer_bytes(facts, context_tokens, slots, ubatch_tokens=ubatch, on_device=where)
+        for where in (False, True)
+    )
     found: list[ShardRoom] = []
     for node in sorted(nodes, key=lambda one: one.node):
-        buffers = buffer_bytes(
-            facts,
-            context_tokens,
-            slots,
-            ubatch_tokens=batch_tokens(facts, context_tokens),
-            on_device=bool(node.devices),
-        )
-        fixed = facts.weight_bytes - facts.expert_bytes + facts.kv_bytes(context_tokens) * slots + buffers
+        fixed = on_device if node.devices else on_memory
         experts = min((less_headroom(node.free_bytes) - fixed) // expert_bytes, facts.expert_count)
         if experts >= least:
             found.append(ShardRoom(node.node, experts, fixed + experts * expert_bytes))

@@ -1,6 +1,6 @@
 """What other nodes said of themselves for splits, by their newest records.
 
-Owns which record of a node counts, and how many nodes are remembered. Whether a node is there now is for others to say.
+Owns which record of a node counts, how many nodes are remembered, and what they are for each model. Whether a node is there now is for others to say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from agentmesh.inference.logic.split_offer import SplitOffer, decode_split_offer, says_something
+from agentmesh.inference.logic.split_offer import (
+    MAX_WANTED,
+    SplitOffer,
+    claimed_term,
+    decode_split_offer,
+    facts_of,
+    says_something,
+)
+from agentmesh.inference.logic.split_values import NodeFacts
 from agentmesh.mesh.logic.record import Record
 
 _log = logging.getLogger(__name__)
@@ -79,3 +87,36 @@ class HeardOffers:
             _log.warning("So many nodes take part in splits that more are not taken up until some end.")
             self._was_full = True
         return silent is not None
+
+
+class KnownFacts:
+    """What nodes are for each model, remembered until they say something else: whenever one record changes, all nodes are asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[bytes, tuple[SplitOffer, NodeFacts]]] = {}
+
+    def of(self, content: str, offers: Iterable[tuple[bytes, SplitOffer]], highest_term: int) -> tuple[NodeFacts, ...]:
+        """Of these nodes for this content, in this order."""
+        known = self._known.pop(content, {})
+        now: dict[bytes, tuple[SplitOffer, NodeFacts]] = {}
+        found: list[NodeFacts] = []
+        for node, offer in offers:
+            one = known.get(node)
+            if one is not None and one[0] is offer:
+                now[node] = one
+            else:
+                one = offer, facts_of(offer, node, content, highest_term=highest_term)
+                if _is_below(offer, highest_term):
+                    now[node] = one
+            found.append(one[1])
+        self._known[content] = now  # the latest last
+        while len(self._known) > 2 * MAX_WANTED:
+            del self._known[next(iter(self._known))]
+        return tuple(found)
+
+
+def _is_below(offer: SplitOffer, highest_term: int) -> bool:
+    """Whether its terms count now, and so always. Others will some time, and have to be looked at again."""
+    return all(claimed_term(model) <= highest_term for model in offer.wants) and all(
+        model.seen_term <= highest_term for model in offer.works
+    )

@@ -38,7 +38,7 @@ from agentmesh.inference.logic.terms import highest_term
 from agentmesh.inference.presence import Publish
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.facts import Measured, steady, with_held
-from agentmesh.inference.split.heard import HeardOffers
+from agentmesh.inference.split.heard import HeardOffers, KnownFacts
 from agentmesh.inference.split.paced import Paced
 from agentmesh.inference.split.telling import Telling
 from agentmesh.mesh.logic.events import PeerState
@@ -118,6 +118,7 @@ class SplitOffers:
         self._held: dict[str, tuple[Held, Held]] = {}  # by content, wanted and worked, when that was measured
         self._own: SplitOffer | None = None  # as others read it; None: to be put together
         self._heard = HeardOffers()
+        self._facts = KnownFacts()
         self._there: set[bytes] = set()  # who counted, when it was looked at last
         self._complained = ""
         self._was_tried = False  # to measure this machine
@@ -348,9 +349,7 @@ class SplitOffers:
         own: list[NodeFacts] = []
         if self._was_tried and (self._lending.is_any or content in self._wants):
             own = [facts_of(self._own_offer(), self._me, content, is_client=self._is_client)]
-        highest = highest_term(self._unix_ms())
-        others = (facts_of(offer, node, content, highest_term=highest) for node, offer in self._counting())
-        return (*own, *others)
+        return (*own, *self._facts.of(content, self._counting(), highest_term(self._unix_ms())))
 
     def claimed(self, node: bytes, content: str) -> int:
         """The term with which another node says that it hosts the model; 0: it does not say so, or cannot."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import time
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
+from agentmesh.inference.logic import plan
 from agentmesh.inference.logic.advice import advise
 from agentmesh.inference.logic.keeping import better, broken
 from agentmesh.inference.logic.plan import make_plan, plan_digest
-from agentmesh.inference.logic.split_limits import MAX_TERM
+from agentmesh.inference.logic.split_limits import MAX_TERM, MAX_WORKERS
 from agentmesh.inference.logic.split_offer import (
     SplitOffer,
     WantedModel,
@@ -73,6 +75,23 @@ def test_nodes_that_fit_nothing_cost_a_plan_little(count: int, devices: int) -> 
     began_s = time.process_time()
     assert isinstance(make_plan(a_model(layers=126), Wish(), nodes), Wait)
     assert time.process_time() - began_s < 1.0  # 0.2 s; it was 2
+
+
+@pytest.mark.parametrize(("free_gb", "most"), [(1, 4 * MAX_WORKERS), (64, 1)])
+def test_a_plan_of_a_hundred_nodes_tries_few_placings(free_gb: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are made on the event loop. Each of these nodes can host; nothing fits, or each holds it alone. At most one host's placings:
+    contexts x workers."""
+    tried = Mock()
+    for name in ("fit_split", "fit_model"):
+        monkeypatch.setattr(plan, name, Mock(side_effect=getattr(plan, name), name=name))
+        tried.attach_mock(getattr(plan, name), name)
+    numbers = range(1, 101)
+    nodes = [a_node(n, free_gb, rtts=near(*(other for other in numbers if other != n))) for n in numbers]
+    outcome = make_plan(a_model(layers=126, layer_bytes=GB // 4), Wish(), nodes)
+    assert isinstance(outcome, Solo if free_gb == 64 else Wait)
+    assert (
+        len(tried.mock_calls) <= 4 * 2 * MAX_WORKERS
+    )  # one host's: contexts x workers, each alone and with those before it
 
 
 def _hostile(chance: random.Random, ids: list[bytes]) -> SplitOffer:

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from agentmesh.core.units import SECOND_MS
-from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel
+from agentmesh.inference.logic.split_offer import MAX_WANTED, SplitOffer, WantedModel
 from agentmesh.inference.logic.split_values import Claim, Wish
 from agentmesh.inference.settings import Lending
-from agentmesh.inference.split.heard import MAX_NODES
+from agentmesh.inference.split.heard import MAX_NODES, KnownFacts
 from agentmesh.inference.split.paced import BURST, PER_S
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.events import PeerState
@@ -178,3 +178,33 @@ async def test_who_is_back_is_told_again_who_hosts() -> None:
     assert said is not None
     assert said.wants[0].claim == Claim(3, "d", True)
     assert world.offers.telling.next_ms() > world.now_ms + 30 * SECOND_MS  # once
+
+
+def test_what_a_node_is_for_a_model_is_reckoned_once_for_each_of_its_records() -> None:
+    known = KnownFacts()
+    [first] = known.of(A, [(OTHER, WANTER)], 9)
+    [other_model] = known.of(B, [(OTHER, WANTER)], 9)
+    assert known.of(A, [(OTHER, WANTER)], 9)[0] is first
+    assert (first.may_host, other_model.may_host) == (True, False)
+    [later] = known.of(A, [(OTHER, LENDER)], 9)
+    assert later.name == "bob"
+    assert known.of(A, [], 9) == ()
+
+
+def test_a_term_that_nobody_can_have_yet_counts_when_its_time_has_come() -> None:
+    known = KnownFacts()
+    claim = Claim(10, "d", running=True)
+    offers = [(OTHER, SplitOffer(name="carl", machine_total_bytes=1, wants=(WantedModel(A, "big", claim=claim),)))]
+    assert [facts.claim for facts in known.of(A, offers, 9)] == [None]
+    assert [facts.claim for facts in known.of(A, offers, 10)] == [claim]
+
+
+def test_models_that_were_asked_about_are_remembered_within_bounds() -> None:
+    known = KnownFacts()
+    [first] = known.of("0", [(OTHER, WANTER)], 9)
+    for number in range(1, 2 * MAX_WANTED):
+        known.of(str(number), [(OTHER, WANTER)], 9)
+    assert known.of("0", [(OTHER, WANTER)], 9)[0] is first
+    for number in range(1, 2 * MAX_WANTED + 1):
+        known.of(str(number), [(OTHER, WANTER)], 9)
+    assert known.of("0", [(OTHER, WANTER)], 9)[0] is not first
