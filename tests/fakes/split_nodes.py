@@ -6,12 +6,14 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.fakes.delay_line import DelayLine
 from tests.fakes.engines import ENGINE_CACHE
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
 from tests.fakes.tiny_gguf import TinyModel, write_tiny
@@ -28,6 +30,18 @@ def a_dense(folder: Path) -> Path:
     return write_tiny(folder / f"{MODEL}.gguf", DENSE)[0]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A host of a line (delay_line.py) on which a node is to run. Its API answers there only: `with line.inside(number)`."""
+
+    address: str
+    command: Sequence[str]
+
+
+def place_on(line: DelayLine, number: int) -> Place:
+    return Place(line.address(number), line.command(number, []))
+
+
 class SplitNodes:
     """Nodes on one mesh, each with `--split` and the model's file unless it is told otherwise."""
 
@@ -37,24 +51,35 @@ class SplitNodes:
         self.homes: list[NodeHome] = []
 
     def start(
-        self, name: str, *more: str, memory: str = MOST_OF_IT, file: Path | None = None, home: NodeHome | None = None
+        self,
+        name: str,
+        *more: str,
+        memory: str = MOST_OF_IT,
+        file: Path | None = None,
+        home: NodeHome | None = None,
+        place: Place | None = None,
     ) -> NodeHome:
         """One that wants the model spread."""
         words = ["--name", name, "--gguf", str(file or self.file), "--split", "--max-vram", memory, "--ctx-size", "512"]
-        return self._start(words, more, home)
+        return self._start(words, more, home, place)
 
-    def lend(self, name: str, *more: str, memory: str = MOST_OF_IT) -> NodeHome:
+    def lend(self, name: str, *more: str, memory: str = MOST_OF_IT, place: Place | None = None) -> NodeHome:
         """One that only lends its memory, and has no file."""
-        return self._start(["--name", name, "--rpc-peers", "all", "--max-vram", memory], more, None)
+        return self._start(["--name", name, "--rpc-peers", "all", "--max-vram", memory], more, None, place)
 
-    def _start(self, words: list[str], more: tuple[str, ...], home: NodeHome | None) -> NodeHome:
+    def _start(
+        self, words: list[str], more: tuple[str, ...], home: NodeHome | None, place: Place | None = None
+    ) -> NodeHome:
         if home is None:
             # One thread each: ggml's threads spin, and these machines have two cores.
             home = self.nodes.home({"AGENTMESH_ENGINE_CACHE": str(ENGINE_CACHE), "OMP_NUM_THREADS": "1"})
             if self.homes:
                 words += ["--join", self.homes[0].invite]
             self.homes.append(home)
-        return home.start(*words, *more)
+        if place is None:
+            return home.start(*words, *more)
+        home.environment["AGENTMESH_BIND_HOST"] = place.address
+        return home.start(*words, *more, prefix=place.command)
 
 
 def model_of(node: NodeHome) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from agentmesh.core.errors import AgentMeshError
 from agentmesh.core.tasks import TaskSet
 from agentmesh.inference.logic.election import steady_rtt_ms
 from agentmesh.inference.logic.job_wire import JobPing, JobPong
-from agentmesh.inference.logic.split_limits import MAX_PUBLISHED_RTTS
+from agentmesh.inference.logic.split_limits import MAX_PUBLISHED_RTTS, MAX_RTT_MS
 from agentmesh.inference.split.parts import OpenStream
 from agentmesh.mesh.streams import FrameStream, StreamKind
 
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 EVERY_S: Final = 30.0
 JITTER: Final = 0.2  # so that the nodes of a mesh do not all measure at once
+FAR_LOOK_S: Final = (
+    3.0  # at connected peers that are too far away: a handshake on a busy machine takes long, and looking costs nothing
+)
 SOON_S: Final = 0.5  # after a node of use appeared: several come together
 PINGS: Final = 3  # the smallest counts: the others waited for something
 PING_TIMEOUT_S: Final = 5.0  # of all three; far more than any round trip that is of use
@@ -108,12 +111,31 @@ class RoundTrips:
                 await self.measure()
             except Exception:  # noqa: BLE001 - the root of a task; round trips would never be known again
                 _log.exception("measuring round trips failed")
+            await self._until_next()
+
+    async def _until_next(self) -> None:
+        """Until the next round is due, or a node appeared."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + EVERY_S * (1 - JITTER + 2 * JITTER * self._jitter())
+        while (left_s := due_s - loop.time()) > 0:
             try:
-                async with asyncio.timeout(EVERY_S * (1 - JITTER + 2 * JITTER * self._jitter())):
+                async with asyncio.timeout(min(left_s, FAR_LOOK_S) if self._far() else left_s):
                     await self._woken.wait()
-                await asyncio.sleep(SOON_S)
             except TimeoutError:
-                pass
+                self._look_at_far()
+            else:
+                await asyncio.sleep(SOON_S)
+                return
+
+    def _far(self) -> dict[bytes, float]:
+        """Connected peers whose round trip keeps them out of plans, with what it is now, in ms."""
+        direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
+        return {node: direct[node] for node, ms in self._known.items() if ms > MAX_RTT_MS and node in direct}
+
+    def _look_at_far(self) -> None:
+        changed = [node for node, rtt_ms in self._far().items() if self._learn(node, rtt_ms)]
+        if changed:
+            self._changed()
 
     async def measure(self) -> None:
         """One round."""

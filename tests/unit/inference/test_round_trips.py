@@ -6,13 +6,16 @@ import asyncio
 from dataclasses import dataclass
 
 import msgspec
+import pytest
 
 from agentmesh.core.errors import StreamClosed, Unreachable
 from agentmesh.inference.logic.job_wire import JobPing, JobPong
+from agentmesh.inference.split import rtt
 from agentmesh.inference.split.rtt import AGAIN_S, AT_ONCE, LOST_AFTER, MAX_PINGED, PINGS, RoundTrips
 from agentmesh.mesh.logic.frames import encode_frame
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
+from tests.fakes.mesh_nodes import eventually
 from tests.fakes.split_world import node_id
 
 NEAR, FAR, THIRD = node_id(1), node_id(2), node_id(3)
@@ -184,3 +187,18 @@ async def test_new_nodes_are_measured_soon_and_known_ones_do_not_hurry() -> None
     woken.clear()
     world.trips.look()
     assert not woken.is_set()
+
+
+async def test_a_connected_peer_that_is_too_far_away_is_looked_at_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake on a busy machine takes long: who was measured then would be left out of plans until the next round."""
+    monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
+    world = World()
+    world.wanted, world.peers = [NEAR, FAR], [View(NEAR, 7.0), View(FAR, 120.0)]
+    world.trips.start()
+    try:
+        await eventually(lambda: world.trips.nearest() == ((NEAR, 10), (FAR, 150)))
+        world.peers = [View(NEAR, 90.0), View(FAR, 30.0)]
+        await eventually(lambda: world.trips.nearest() == ((NEAR, 10), (FAR, 40)))  # only who was too far
+        assert world.opened == []
+    finally:
+        await world.trips.stop()
