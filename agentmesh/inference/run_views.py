@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Protocol
 
 from agentmesh.inference.acceptance import Acceptance
@@ -10,18 +12,19 @@ from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.engine_questions import EngineSays
 from agentmesh.inference.fetching import Located, ModelFiles
 from agentmesh.inference.logic.capabilities import capabilities_of
-from agentmesh.inference.logic.engine_end import without_log
-from agentmesh.inference.logic.fit import Fit
-from agentmesh.inference.logic.presence import MAX_WAITS_CHARS
+from agentmesh.inference.logic.fit import Fit, size
+from agentmesh.inference.logic.model_files import model_id
+from agentmesh.inference.logic.reasons import for_others
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.run_types import RunningEngine
-from agentmesh.inference.serving_types import ModelState, ModelStatus, Progress, SpreadView
+from agentmesh.inference.serving_types import LoadRequest, ModelState, ModelStatus, Progress, SpreadView, Unready
 from agentmesh.mesh.identity import encode_id
 
 
 class Viewed(Protocol):
     """model_run.ModelRun, as far as it is read here."""
 
+    request: LoadRequest
     state: ModelState
     reason: str
     sha256: str
@@ -96,5 +99,36 @@ def offer_of(run: Viewed) -> ServedModel:
         size_bytes=facts.weight_bytes if facts is not None else plan.size_bytes if plan is not None else 0,
         sha256=run.sha256,
         shard=spread.shard if spread is not None else "",
-        waits=without_log(run.reason)[:MAX_WAITS_CHARS] if run.state == ModelState.WAITING else "",
+        waits=for_others(run.reason, _folders(run)) if run.state == ModelState.WAITING else "",
     )
+
+
+def unready_of(run: Viewed) -> Unready | None:
+    """For requests that nobody can answer; None if the model is ready, or about to be gone."""
+    if run.state in (ModelState.READY, ModelState.STOPPING):
+        return None
+    folders, written = _folders(run), run.request.model
+    reason = for_others(run.reason, folders)
+    if run.state == ModelState.DOWNLOADING and run.progress is not None and run.progress.total_bytes:
+        done, total = run.progress.done_bytes, run.progress.total_bytes
+        reason = f"{100 * done // total} % of {size(total)} are here."
+    is_unknown = run.located is None and run.request.is_path  # its id would be a path
+    again = "" if run.request.is_path else for_others(written)
+    return Unready(model_id(Path(written).name) if is_unknown else run.id, run.state, reason, again)
+
+
+def _folders(run: Viewed) -> list[str]:
+    """Where what its reason may name lies."""
+    files = [Path(run.request.model)] if run.request.is_path else list[Path]()
+    if run.located is not None:
+        files += [file for file in (run.located.file, run.located.projector) if file is not None]
+    if run.files is not None:
+        files += run.files.model.files
+    if run.draft.path is not None:
+        files.append(run.draft.path)
+    if run.engine is not None:
+        files.append(Path(run.engine.command[0]))
+    folders = [str(file.parent) for file in files]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.append(str(Path.home()))
+    return folders

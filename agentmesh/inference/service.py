@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -239,6 +239,11 @@ class ModelService:
     def offers(self) -> tuple[ServedModel, ...]:
         """What this node serves or is about to, for the mesh."""
         return tuple(run.offer() for run in self._runs if run.state in _OFFERED)
+
+    @property
+    def runs(self) -> Sequence[ModelRun]:
+        """Every model, in whatever state, for unready.py."""
+        return self._runs
 
     def files(self) -> list[Path]:
         """The files of every model here, with which members may be helped out."""

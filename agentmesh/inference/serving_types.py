@@ -157,6 +157,20 @@ class ModelStatus(msgspec.Struct, frozen=True):
     draft: str = ""
 
 
+class Unready(msgspec.Struct, frozen=True):
+    """A model that was asked for on this node and does not answer here.
+
+    Attributes:
+        reason: as clients of the API may read it (logic/reasons.py); empty if there is nothing to say.
+        again: what `agentmesh load` takes to try it again; empty: its file, wherever that is.
+    """
+
+    id: str
+    state: ModelState
+    reason: str = ""
+    again: str = ""
+
+
 class DoesNotFit(AgentMeshError):
     """The model does not fit this machine's memory."""
 

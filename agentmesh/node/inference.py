@@ -37,8 +37,9 @@ from agentmesh.inference.proxy.metrics import Metrics
 from agentmesh.inference.proxy.server import ApiServer
 from agentmesh.inference.proxy.settings import ApiSettings
 from agentmesh.inference.service import ModelService
-from agentmesh.inference.serving_types import SplitFlags
+from agentmesh.inference.serving_types import SplitFlags, Unready
 from agentmesh.inference.settings import Lending, ServeSettings, Weights
+from agentmesh.inference.unready import find_unready
 from agentmesh.mesh.api import Mesh
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.record import Record
@@ -85,8 +86,10 @@ class NodeInference:
         self._engine_name = ""
         self.metrics = Metrics()
         self.directory = Directory(node, mesh.peer_states, loop.time)
-        dispatcher = Dispatcher(self.directory, self.metrics, loop.time, loop.call_later)
-        answers = LocalAnswers(dispatcher.models, self.metrics.render, created_s=int(time.time()), port=port)
+        dispatcher = Dispatcher(self.directory, self.metrics, loop.time, loop.call_later, self._unready)
+        answers = LocalAnswers(
+            dispatcher.models, self.metrics.render, created_s=int(time.time()), port=port, here=self._unready
+        )
         settings = ApiSettings(listen_all=options.listen_all, api_keys=options.api_keys, spill_folder=home.run)
         self.api = ApiServer(dispatcher, answers, settings, mesh.open_stream, self.metrics)
         serve = _serve_settings(options.serve, again=options.serve.again or not options.background)
@@ -119,6 +122,9 @@ class NodeInference:
         self._blobs = BlobService(self._index)
         self._publisher = Publisher(mesh.publish, self._offer, lambda: len(mesh.peers()) + 1)
         self._listen_to_the_mesh(options.serve)
+
+    def _unready(self, model: str) -> Unready | None:
+        return find_unready(self.service.runs, model)
 
     async def _spread(self, run: ModelRun, flags: SplitFlags) -> None:
         await self.splits.spreader.follow(run, flags)  # which is made after the service, whose memory it counts

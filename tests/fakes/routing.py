@@ -16,6 +16,7 @@ from agentmesh.inference.proxy.dispatch import Dispatcher
 from agentmesh.inference.proxy.lease import HeldLease
 from agentmesh.inference.proxy.metrics import Metrics
 from agentmesh.inference.proxy.ports import Refused, Wanted
+from agentmesh.inference.serving_types import Unready
 from agentmesh.mesh.logic.events import PeerState
 from agentmesh.mesh.logic.record import Record, SignedRecord
 
@@ -76,7 +77,7 @@ class Time:
     """A clock that moves when it is told to, and calls what is due."""
 
     now: float = 1000.0
-    timers: list[Timer] = field(default_factory=list)
+    timers: list[Timer] = field(default_factory=list[Timer])
 
     def now_s(self) -> float:
         return self.now
@@ -107,7 +108,11 @@ class World:
         self.states: dict[bytes, PeerState] = {}
         self.metrics = Metrics()
         self.directory = Directory(ME, lambda: self.states, self.time.now_s)
-        self.dispatcher = Dispatcher(self.directory, self.metrics, self.time.now_s, self.time.call_later)
+        self.unready: dict[
+            str, Unready
+        ] = {}  # what was asked for on this node and does not answer, by what requests call it
+        time = self.time
+        self.dispatcher = Dispatcher(self.directory, self.metrics, time.now_s, time.call_later, self.unready.get)
         if own_targets:
             self.directory.set_own(own_targets)
         self.stamp = 0

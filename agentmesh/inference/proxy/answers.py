@@ -17,6 +17,8 @@ from agentmesh.inference.logic.roster import same_name
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.proxy.dialects import Answer, error_answer, is_anthropic, json_answer, sse_error
 from agentmesh.inference.proxy.ports import Refused
+from agentmesh.inference.proxy.refusals import not_ready_here
+from agentmesh.inference.serving_types import Unready
 
 __all__ = ["Answer", "LocalAnswers", "error_answer", "is_anthropic", "refused_answer", "sse_error"]
 
@@ -51,11 +53,18 @@ def refused_answer(path: str, refused: Refused) -> Answer:
 
 
 class LocalAnswers:
-    """See the module. `created_s` is the Unix time that models are said to be from: the node's start."""
+    """See the module. `created_s` is the Unix time that models are said to be from: the node's start. `here`: as Dispatcher's."""
 
     def __init__(
-        self, models: Models, render_metrics: Callable[[], bytes], *, created_s: int, port: int = 9337
+        self,
+        models: Models,
+        render_metrics: Callable[[], bytes],
+        *,
+        created_s: int,
+        port: int = 9337,
+        here: Callable[[str], Unready | None] = lambda _name: None,
     ) -> None:
+        self._here = here
         self._models = models
         self._render_metrics = render_metrics
         self._created_s = created_s
@@ -109,6 +118,9 @@ class LocalAnswers:
             if model.id == wanted:
                 value = self._anthropic_model(model) if anthropic else self._openai_model(model, len(nodes))
                 return json_answer(200, value)
+        if (here := self._here(name)) is not None:
+            message = not_ready_here(name, here).message
+            return error_answer(path, 404, "model_not_found", message, anthropic=anthropic)
         known = ", ".join(model.id for model, _ in models[:MAX_LISTED]) or "none"
         message = f"No node of this mesh serves a model named '{name[:200]}'. There is: {known}."
         return error_answer(path, 404, "model_not_found", message, anthropic=anthropic)

@@ -22,12 +22,14 @@ from agentmesh.inference.proxy.queues import CallLater, Queues
 from agentmesh.inference.proxy.refusals import (
     busy_here,
     nobody_can,
+    not_ready_here,
     not_served_here,
     queue_full,
     unknown_model,
     unsuitable,
     waited_too_long,
 )
+from agentmesh.inference.serving_types import Unready
 
 _REACHED_FAILURES = frozenset({Outcome.FAILED, Outcome.BROKEN})
 
@@ -38,11 +40,18 @@ class Dispatcher:
     Args:
         now_s: a monotonic clock, the loop's.
         call_later: the loop's; runs while somebody waits.
+        here: what was asked for on this node by a name and does not answer; asked only when nobody can.
     """
 
     def __init__(
-        self, directory: Directory, metrics: Metrics, now_s: Callable[[], float], call_later: CallLater
+        self,
+        directory: Directory,
+        metrics: Metrics,
+        now_s: Callable[[], float],
+        call_later: CallLater,
+        here: Callable[[str], Unready | None] = lambda _name: None,
     ) -> None:
+        self._here = here
         self._directory = directory
         self._metrics = metrics
         self._now_s = now_s
@@ -121,6 +130,8 @@ class Dispatcher:
             return ids
         described = [model for model, _ in self._directory.models()]
         if not is_auto(wanted.model) or not described:
+            if (here := self._here(wanted.model)) is not None:
+                raise not_ready_here(wanted.model, here)
             raise unknown_model(wanted.model, described)
         ids = suitable(described, wanted.path, wanted.needs, wanted.body_bytes)
         if not ids:
@@ -155,7 +166,9 @@ class Dispatcher:
             if only_first:
                 break
         if first is None:
-            raise nobody_can(wanted.model, nobody or Choice(), now_s, self._waits(ids))
+            # A peer hears what it heard already: this node's record says so much. And `auto` means no model of this node.
+            here = None if wanted.local_only or is_auto(wanted.model) else self._here(wanted.model)
+            raise nobody_can(wanted.model, nobody or Choice(), now_s, self._waits(ids), here)
         return first
 
     def _waits(self, ids: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from agentmesh.inference.proxy.answers import (
     sse_error,
 )
 from agentmesh.inference.proxy.ports import Refused
+from agentmesh.inference.serving_types import ModelState, Unready
 from tests.fakes.routing import ME, model, peer
 
 CREATED_S = 1_700_000_000
@@ -55,6 +56,17 @@ def test_models_are_listed_in_openais_form_with_what_launchers_need(path: str) -
         "nodes": 2,
     }
     assert [entry["id"] for entry in listed["data"]] == ["Qwen", "org/repo/file"]
+
+
+def test_a_model_that_failed_here_is_not_listed_and_says_why_to_who_looks_it_up() -> None:
+    failed = {"tiny": Unready("tiny", ModelState.FAILED, "tiny.gguf is cut short.", "tiny")}
+    answers = LocalAnswers(lambda: [(QWEN, (ME,))], bytes, created_s=CREATED_S, here=failed.get)
+    assert [entry["id"] for entry in _get(answers, "/v1/models")["data"]] == ["Qwen"]
+    answer = answers.answer("GET", "/v1/models/tiny")
+    assert answer is not None
+    assert answer.status == 404
+    assert "tiny.gguf is cut short." in json.loads(answer.body)["error"]["message"]
+    assert _get(answers, "/v1/models/Qwen")["ready"]
 
 
 def test_an_empty_mesh_has_an_empty_list() -> None:
