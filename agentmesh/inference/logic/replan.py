@@ -260,10 +260,12 @@ class Replan:
             elif self._digest(outcome) != self._digest(self.plan):
                 self._claim(now_ms)
         elif self.state is State.FOLLOWING:
-            if self._should_host() and self._rival() is None:
-                self._claim(now_ms)
-            else:
+            if not self._should_host():
                 self._report(_about(outcome))
+            elif (rival := self._rival()) is None:
+                self._claim(now_ms)
+            else:  # with its id: a claim is a word, and can be a lie
+                self._report(f"{short_id_text(rival)} says that it hosts it, or is about to; this node waits for that.")
 
     def _plan(self, now_ms: int) -> Outcome:
         """Without those that let this node down, if that can be. Doubts about workers are this node's alone, so they choose among its

@@ -39,6 +39,7 @@ from agentmesh.inference.logic.split_values import (
     Wait,
     Way,
     Wish,
+    short_id_text,
 )
 from agentmesh.inference.logic.target import Target
 from agentmesh.inference.logic.wishes import agreed_wish
@@ -298,7 +299,7 @@ class _Followed:
             planned = isinstance(outcome, Solo | Split) and outcome.host in hosts
             view.sentence = " ".join(outcome.common.reasons) if planned and outcome is not None else driver.sentence
             if hosts:
-                self._show(ModelState.STANDBY, f"{self._name_of(hosts[0])} hosts it.")
+                self._show(ModelState.STANDBY, self._standby(hosts[0]))
             elif driver.failure or (driver.state is State.FOLLOWING and isinstance(driver.outcome, Wait)):
                 self._show(ModelState.WAITING, self._sentence())
             else:  # it goes on by itself, and soon: requests are not told to come back much later
@@ -307,6 +308,13 @@ class _Followed:
             self._advise()
         elif driver.state is State.STOPPING:
             self._show(ModelState.LOADING, driver.sentence)
+
+    def _standby(self, host: bytes) -> str:
+        name = self._name_of(host)
+        if host in self._serving:
+            return f"{name} hosts it."
+        # With its id: claims are words, and names can be chosen by anybody.
+        return f"{name} ({short_id_text(host)}) does not answer for it yet, and says that it hosts it."
 
     def _sentence(self) -> str:
         """The driver's, and whom its plan does without: who waits for another host, or a start, may wait because of that."""

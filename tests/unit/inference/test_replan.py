@@ -34,7 +34,7 @@ from agentmesh.inference.logic.split_limits import (
     MAX_TERM,
     VOLUNTARY_MS,
 )
-from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, WaitCode
+from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, WaitCode, short_id_text
 from tests.fakes.split_world import a_node, node_id
 
 ME, OTHER, LATER = node_id(2), node_id(1), node_id(3)
@@ -232,6 +232,14 @@ def test_a_plan_for_another_host_is_not_started_here() -> None:
     bench = Bench(Said(Solo(OTHER, A_FIT)))
     bench.nodes()
     assert bench.after(DEBOUNCE_MS) == []
+
+
+def test_who_waits_for_a_claim_says_whose_it_is() -> None:
+    bench = Bench()
+    bench.claims[LATER] = Claim(7, "", False)
+    bench.nodes()
+    assert bench.after(DEBOUNCE_MS) == []
+    assert short_id_text(LATER) in bench.reported
 
 
 def test_a_wait_is_reported_with_its_sentence() -> None:
