@@ -17,6 +17,7 @@ from agentmesh.inference.engine.engine import Engine
 from agentmesh.inference.logic.split_limits import SILENT_MS
 from agentmesh.inference.logic.split_offer import SplitOffer, WantedModel, content_of, encode_split_offer
 from agentmesh.inference.logic.split_values import Claim, Wish
+from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.kinds import SPLIT
 from tests.fakes.mesh_nodes import TestNode
 from tests.fakes.split_nodes import MODEL, SplitNodes, complete, model_of, wait_state
@@ -92,4 +93,26 @@ async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
         assert sent > 5 * FLOOD_S
         assert used_s < 0.6 * FLOOD_S
         assert model_of(host)["state"] == "ready"
+        assert await asyncio.to_thread(complete, host)
+
+
+@pytest.mark.timeout(300)
+async def test_who_says_that_it_hosts_and_does_not_is_named_and_ends_with_its_membership(
+    tmp_path: Path, real_engine: Engine, sharing: SplitNodes
+) -> None:
+    content = content_of([hashlib.sha256(sharing.file.read_bytes()).digest()])
+    lender = await asyncio.to_thread(sharing.lend, "lender")
+    host = await asyncio.to_thread(sharing.start, "host")
+    await asyncio.to_thread(wait_state, host, "ready")
+    async with member(tmp_path, lender.invite) as mallory:
+        claim = Claim(1_000, "d", running=True)
+        await mallory.mesh.publish(
+            SPLIT.name, b"", encode_split_offer(promises(content, real_engine, claim=claim)), HOUR_MS
+        )
+        told = await asyncio.to_thread(wait_state, host, "standby")
+        author = encode_id(mallory.key.public)
+        assert told["nodes"] == [author]
+        assert f"({author[:8]})" in told["reason"]
+        assert (await asyncio.to_thread(lender.cli, "revoke", author[:8])).code == 0
+        await asyncio.to_thread(wait_state, host, "ready")
         assert await asyncio.to_thread(complete, host)
