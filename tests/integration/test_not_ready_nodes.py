@@ -68,6 +68,7 @@ def test_a_model_that_could_not_be_loaded_says_why_and_another_node_answers_for_
         timeout=30,
     )
     assert (answer.status_code, answer.headers.get("retry-after")) == (500, None)
+    assert answer.headers["x-should-retry"] == "false"  # or agents try it for minutes before they show why
     assert "is cut short" in answer.json()["error"]["message"]
     looked_up = httpx.get(f"http://127.0.0.1:{first.api_port}/v1/models/{MODEL}", timeout=30)
     assert looked_up.status_code == 404

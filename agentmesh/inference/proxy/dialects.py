@@ -26,6 +26,9 @@ _ANTHROPIC_TYPES: Final = {
     529: "overloaded_error",
 }
 _OPENAI_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# What will not change by itself. Both vendors' SDKs would try a 5xx again, some agents for minutes, unless this header says no.
+MODEL_FAILED: Final = "model_failed"
+_NO_RETRY: Final = (("x-should-retry", "false"),)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -71,6 +74,8 @@ def error_answer(
     headers: tuple[tuple[str, str], ...] = ()
     if retry_after_s is not None:
         headers = (("Retry-After", str(max(1, -int(-retry_after_s // 1)))),)
+    if code == MODEL_FAILED:
+        headers = _NO_RETRY
     value = _anthropic(status, message) if _form(path, anthropic) else {"error": _openai(status, code, message)}
     return json_answer(status, value, headers)
 

@@ -18,6 +18,7 @@ from agentmesh.inference.logic.route_limits import (
     RETRY_WAITING_S,
 )
 from agentmesh.inference.logic.target import ServedModel
+from agentmesh.inference.proxy.dialects import MODEL_FAILED
 from agentmesh.inference.proxy.ports import Refused, Wanted
 from agentmesh.inference.serving_types import ModelState, Unready
 
@@ -47,7 +48,7 @@ def not_ready_here(name: str, here: Unready) -> Refused:
     if here.state is ModelState.FAILED:
         again = f"agentmesh load {here.again}" if here.again else "load its file with agentmesh load"
         text = f"{model} could not be served by this node. {reason}agentmesh status says more. To try again: {again}"
-        return Refused(500, "model_failed", text)
+        return Refused(500, MODEL_FAILED, text)
     if here.state is ModelState.WAITING:
         return Refused(503, "model_waiting", f"{model} cannot be loaded yet. {reason}".rstrip(), RETRY_WAITING_S)
     wait_s = RETRY_WAITING_S if here.state is ModelState.DOWNLOADING else RETRY_LOADING_S

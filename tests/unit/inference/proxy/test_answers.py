@@ -69,6 +69,12 @@ def test_a_model_that_failed_here_is_not_listed_and_says_why_to_who_looks_it_up(
     assert _get(answers, "/v1/models/Qwen")["ready"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_sdks_are_told_not_to_try_again_what_failed_for_good(path: str) -> None:
+    assert ("x-should-retry", "false") in refused_answer(path, Refused(500, "model_failed", "No.")).headers
+    assert refused_answer(path, Refused(503, "model_loading", "Wait.", 5)).headers == (("Retry-After", "5"),)
+
+
 def test_an_empty_mesh_has_an_empty_list() -> None:
     assert _get(_answers(), "/v1/models") == {"object": "list", "data": []}
     assert _get(_answers(), "/v1/models", anthropic=True) == {
