@@ -16,7 +16,7 @@ from agentmesh.control.api_keys import KEY_VARIABLE, api_keys
 from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeLost
 from agentmesh.control.lock import FileLock, wait_until_free
-from agentmesh.control.start import END_TIMEOUT_S, request_with_node
+from agentmesh.control.start import END_TIMEOUT_S, is_changing, request_if_present, request_with_node
 from agentmesh.control.tokens import JOIN_VARIABLE, join_tokens
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
@@ -136,11 +136,16 @@ def status(as_json: bool) -> None:
 
     Starts nothing: when no node runs, it says so and exits with 3.
     """
+    home = Home.from_environment()
     try:
-        report = NodeClient(Home.from_environment()).request("GET", "/api/status")
+        report = NodeClient(home).request("GET", "/api/status")
     except NoNode as error:
         if type(error) is not NoNode:  # it is there but silent, stopping or somebody else's
             raise
+        if is_changing(home):
+            raise NoNode(
+                f"The node of {home.root} does not answer now: it starts, looks for its mesh, or ends."
+            ) from error
         raise NoNode(
             f"{error.message} To start one: agentmesh --client, or any agentmesh blackboard command."
         ) from error
@@ -322,7 +327,7 @@ def leave() -> None:
     home = Home.from_environment()
     home.prepare()
     try:
-        done = NodeClient(home).request("POST", "/api/node/leave")
+        done = request_if_present(home, "POST", "/api/node/leave")
         _await_end(home)
     except NoNode as error:
         if isinstance(error, NodeLost):
@@ -339,18 +344,15 @@ def leave() -> None:
 def stop() -> None:
     """Stop this home's node.
 
-    Its mesh and its board stay for the next start.
+    Its mesh and its board stay for the next start. One that is just starting is awaited, and stopped.
     """
     home = Home.from_environment()
     try:
-        done = NodeClient(home).request("POST", "/api/node/stop")
-    except NoNode as error:
-        if isinstance(error, NodeLost):
-            _await_end(home)
-            return
-        raise
+        said = str(request_if_present(home, "POST", "/api/node/stop")["message"])
+    except NodeLost:
+        said = "The node ended."
     _await_end(home)
-    note(str(done["message"]))
+    note(said)
 
 
 def _await_end(home: Home) -> None:

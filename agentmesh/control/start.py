@@ -24,7 +24,7 @@ import agentmesh
 from agentmesh.control.client import AsyncNodeClient, NodeClient
 from agentmesh.control.errors import NodeLost, NodeSilent, error_from_response
 from agentmesh.control.http1 import Query
-from agentmesh.control.lock import FileLock, wait_until_free
+from agentmesh.control.lock import FileLock, is_held, wait_until_free
 from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NodeRunning, NoNode
 from agentmesh.core.paths import Home
@@ -32,6 +32,9 @@ from agentmesh.core.paths import Home
 START_TIMEOUT_S: Final = 30.0  # a cold start takes 1 to 2 s on two cores; ten times that on a loaded machine
 END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
 PROBE_TIMEOUT_S: Final = 10.0
+# The longest that anybody holds the start lock, and so how long others wait for it: a node that is there already answers or
+# ends, one is started, one that was faster answers, and each is asked. A node by hand holds it until it answers, or waits for its mesh.
+STARTER_TIMEOUT_S: Final = 3 * START_TIMEOUT_S + 4 * PROBE_TIMEOUT_S
 LOOK_INTERVAL_S: Final = 0.25  # at a node that holds the home and does not answer yet, or is about to end
 LOG_TAIL_LINES: Final = 5
 
@@ -68,8 +71,10 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
         return client
     try:
         home.prepare()
-        lock = FileLock.acquire(home.run / "start.lock", END_TIMEOUT_S + START_TIMEOUT_S)
+        lock = FileLock.acquire(home.start_lock, STARTER_TIMEOUT_S)
         if lock is None:
+            if _is_current(client):  # whoever holds the lock was stopped (Ctrl-Z) when it had done its work
+                return client
             raise NoNode(
                 f"Another process has been starting a node in this home for too long; see {home.logs / 'node.log'}."
             )
@@ -112,6 +117,41 @@ def request_with_node(
             raise
     client = ensure_node(home, say=say)
     return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
+
+
+def request_if_present(home: Home, method: str, path: str) -> dict[str, Any]:
+    """One request to the home's node; starts none, but waits for one that somebody is starting.
+
+    Raises:
+        NoNode: none runs, or one that does not answer.
+        NodeLost: one was there, and ended.
+    """
+    client = NodeClient(home)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    seen = False
+    while True:
+        try:
+            return client.request(method, path)
+        except NoNode as error:
+            if type(error) is not NoNode:  # it is there but silent, or somebody else's, or has just ended
+                raise
+            if not is_changing(home):
+                raise NodeLost() if seen else error  # noqa: B904 - one of them is the cause itself
+            if time.monotonic() >= deadline:
+                raise _unanswering(home) from error
+        seen = True
+        time.sleep(LOOK_INTERVAL_S)
+
+
+def is_changing(home: Home) -> bool:
+    """Whether a node, though none answers, is being started in this home, or starts or ends."""
+    return is_held(home.lock) or is_held(home.start_lock)
+
+
+def _unanswering(home: Home) -> NoNode:
+    return NoNode(
+        f"The node of {home.root} does not answer; it may still be looking for its mesh. Wait, or end it where it was started."
+    )
 
 
 async def request_with_node_async(
@@ -165,27 +205,35 @@ def _probe(client: NodeClient) -> dict[str, Any] | None:
 def _is_current(client: NodeClient) -> bool:
     """Whether a node runs that this client need not replace."""
     node = _probe(client)
-    if node is None:
-        return False
+    return node is not None and not _is_older(node)
+
+
+def _is_older(node: Mapping[str, Any]) -> bool:
+    """Whether this is a node in the background, of an older version than this client."""
     older = parse_version(str(node.get("version", ""))) < parse_version(agentmesh.__version__)
-    return not (node.get("background") is True and older)
+    return node.get("background") is True and older
 
 
 def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
-    if _is_current(client):  # another starter was faster
-        return
-    if _probe(client) is not None:
+    """Have a node answer that is not older. Takes at most `STARTER_TIMEOUT_S`."""
+    node = _probe(client)
+    if node is not None:
+        if not _is_older(node):  # another starter was faster
+            return
         say("the node in the background is older than this command; it hands over to a new one")
         with contextlib.suppress(NoNode):  # it may just be ending by itself
-            client.request("POST", "/api/node/handover", timeout_s=END_TIMEOUT_S)
-    if not _ends_before_it_answers(home, client):
-        return
-    try:
-        _start(home, say)
-    except NodeRunning as error:
-        # A command that was interrupted while it started one left its node, which was faster to the home's lock.
-        if _ends_before_it_answers(home, client):
-            raise NoNode(f"No node could be started: another one began in {home.root}, and ended.") from error
+            client.request("POST", "/api/node/handover", timeout_s=PROBE_TIMEOUT_S)
+    began, faster = time.monotonic(), None
+    while _ends_before_it_answers(home, client):
+        if faster is not None and time.monotonic() - began >= START_TIMEOUT_S:
+            raise NoNode(f"No node could be started: others began in {home.root}, and ended.") from faster
+        try:
+            _start(home, say)
+        except NodeRunning as error:
+            # A command that was interrupted while it started one left its node, which was faster to the home's lock.
+            faster = error
+        else:
+            return
 
 
 def _ends_before_it_answers(home: Home, client: NodeClient) -> bool:
@@ -199,7 +247,7 @@ def _ends_before_it_answers(home: Home, client: NodeClient) -> bool:
         if _is_current(client):
             return False
         if time.monotonic() >= deadline:
-            raise NoNode(f"The node of {home.root} does not answer; it may still be looking for its mesh.")
+            raise _unanswering(home)
     return True
 
 
@@ -208,14 +256,15 @@ def _ends_before_it_answers(home: Home, client: NodeClient) -> bool:
 
 def _start(home: Home, say: Say) -> None:
     log = home.logs / "node.log"
-    log_start = log.stat().st_size if log.exists() else 0
+    log_start = _size(log)
+    deadline = time.monotonic() + START_TIMEOUT_S
     reading, writing = os.pipe()
     try:
         try:
             _spawn(home, log, writing)
         finally:
             os.close(writing)
-        report, pid = await_report(reading)
+        report, pid = await_report(reading, max(1.0, deadline - time.monotonic()))
     finally:
         os.close(reading)
     if report is not None and report.get("ready") is True:
@@ -281,15 +330,21 @@ def node_environment(own: Mapping[str, str], home: Home) -> dict[str, str]:
     return kept
 
 
-def await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
-    """The node's report and process id; the report is None when it ended or took too long without one."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+def await_report(reading: int, timeout_s: float = START_TIMEOUT_S) -> tuple[dict[str, Any] | None, int | None]:
+    """The node's report and process id; the report is None when it ended without one.
+
+    Raises:
+        NoNode: it neither reports nor ends.
+    """
+    deadline = time.monotonic() + timeout_s
     buffer, pid = b"", None
     while (remaining := deadline - time.monotonic()) > 0:
         ready, _, _ = select.select([reading], [], [], remaining)
-        data = os.read(reading, 65536) if ready else b""
-        if not data:
+        if not ready:
             break
+        data = os.read(reading, 65536)
+        if not data:
+            return None, pid
         buffer += data
         *lines, buffer = buffer.split(b"\n")
         for line in lines:
@@ -297,7 +352,10 @@ def await_report(reading: int) -> tuple[dict[str, Any] | None, int | None]:
             if "pid" not in report:
                 return report, pid
             pid = int(report["pid"])
-    return None, pid
+    who = f"process {pid}" if pid is not None else "its process is not known yet"
+    raise NoNode(
+        f"The node that was started ({who}) is not ready after {START_TIMEOUT_S:.0f} s, and goes on. Try again."
+    )
 
 
 def start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> AgentMeshError:
@@ -308,6 +366,13 @@ def start_failure(report: dict[str, Any] | None, log: Path, log_start: int) -> A
         return NoNode(f"No node could be started. {error.message}")
     tail = _tail(log, log_start)
     return NoNode("No node could be started" + (f"; its log ends with:\n{tail}" if tail else f"; see {log}."))
+
+
+def _size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
 
 
 def _tail(log: Path, start: int) -> str:

@@ -86,6 +86,10 @@ class Home:
         return self.run / "lock"
 
     @property
+    def start_lock(self) -> Path:
+        return self.run / "start.lock"
+
+    @property
     def node_json(self) -> Path:
         return self.run / "node.json"
 

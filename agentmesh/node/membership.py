@@ -28,7 +28,9 @@ from agentmesh.node.options import NodeOptions
 _log = logging.getLogger(__name__)
 
 RETRY_MIN_S: Final = 1.0
-BACKGROUND_JOIN_S: Final = 10.0  # whoever starts a node waits 15 s (control/start.py) and shall hear the reason
+BACKGROUND_JOIN_S: Final = (
+    10.0  # whoever starts a node waits START_TIMEOUT_S (control/start.py), and shall hear the reason
+)
 RETRY_MAX_S: Final = 30.0  # whoever waits for the other machine to come up wants to see it soon
 
 

@@ -6,6 +6,7 @@ it refuses. Blocking on purpose: nothing of the node runs yet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 from agentmesh.control.client import NodeClient
 from agentmesh.control.errors import NodeSilent
 from agentmesh.control.lock import FileLock
-from agentmesh.control.start import END_TIMEOUT_S, PROBE_TIMEOUT_S, START_TIMEOUT_S
+from agentmesh.control.start import END_TIMEOUT_S, PROBE_TIMEOUT_S, START_TIMEOUT_S, STARTER_TIMEOUT_S
 from agentmesh.core.errors import NodeRunning, NoNode
 from agentmesh.core.paths import Home
 from agentmesh.node.node_file import read_node_file
@@ -56,24 +57,31 @@ def take_home(home: Home, *, background: bool) -> HeldHome:
         lock = FileLock.acquire(home.lock, GLANCE_S)
         if lock is None:
             raise NodeRunning(_refusal(home))
-        return HeldHome(lock, None)
-    starting = FileLock.acquire(home.run / "start.lock", START_TIMEOUT_S + END_TIMEOUT_S)
+        return _held(home, lock, None)
+    starting = FileLock.acquire(home.start_lock, STARTER_TIMEOUT_S)
     if starting is None:
         raise NodeRunning("Another process has been starting a node in this home for too long.")
     try:
-        return HeldHome(_take_over(home), starting)
+        return _held(home, _take_over(home), starting)
     except BaseException:
         starting.release()
         raise
 
 
+def _held(home: Home, lock: FileLock, starting: FileLock | None) -> HeldHome:
+    with contextlib.suppress(OSError):  # a killed node left it; its process id may be another program's by now
+        home.node_json.unlink(missing_ok=True)
+    return HeldHome(lock, starting)
+
+
 def _take_over(home: Home) -> FileLock:
-    deadline = time.monotonic() + END_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S  # one that is starting in the background answers by then
     asked = False
     while (lock := FileLock.acquire(home.lock, GLANCE_S)) is None:
         if time.monotonic() >= deadline:
             raise NodeRunning(_refusal(home))
-        asked = asked or _asked_to_hand_over(home)
+        if not asked and _asked_to_hand_over(home):
+            asked, deadline = True, time.monotonic() + END_TIMEOUT_S
     return lock
 
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.fakes.node_process import END_TIMEOUT_S, ROOT, NodeHome, Nodes, wait_for
+from agentmesh.control.lock import is_held
+from tests.fakes.node_process import END_TIMEOUT_S, READY_TIMEOUT_S, ROOT, NodeHome, Nodes, wait_for
 
 
 def alive(pid: int) -> bool:
@@ -106,6 +107,13 @@ def test_stop_ends_the_node_and_keeps_its_mesh(nodes: Nodes) -> None:
     assert node.cli("stop").code == 0
     assert node.wait() == 0
     assert node.start().json("status")["mesh_id"] == before
+
+
+def test_stop_awaits_a_node_that_is_just_starting_and_ends_it(nodes: Nodes) -> None:
+    home = nodes.home().start(ready=False)
+    wait_for(lambda: is_held(home.root / "run" / "lock"), READY_TIMEOUT_S, "the node to begin its start")
+    assert home.cli("stop").code == 0
+    assert home.wait() == 0
 
 
 def test_leave_forgets_the_mesh_running_or_not(nodes: Nodes) -> None:

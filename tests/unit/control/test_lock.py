@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from agentmesh.control.lock import FileLock, wait_until_free
+from agentmesh.control import lock as locks
+from agentmesh.control.lock import FileLock, is_held, wait_until_free
 from agentmesh.core.errors import HomeError
 
 HOLDER = """
@@ -27,6 +30,31 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
         assert FileLock.acquire(path) is None
         assert not wait_until_free(path, 0.0)
     assert wait_until_free(path, 0.0)
+
+
+def test_looking_at_a_lock_makes_no_file_and_two_who_look_see_no_holder_in_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    assert not path.exists()
+    path.touch()
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_held(path)
+    with FileLock.acquire(path):  # type: ignore[union-attr]
+        assert is_held(path)
+    assert not is_held(path)
+    assert wait_until_free(tmp_path / "a home that was deleted" / "lock", 0.0)
+
+
+def test_where_the_file_system_has_no_locks_nobody_waits_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    with pytest.raises(HomeError, match="cannot be locked: Operation not supported"):
+        FileLock.acquire(tmp_path / "lock", 60.0)
 
 
 def test_a_killed_holder_frees_its_lock(tmp_path: Path) -> None:

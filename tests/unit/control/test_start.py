@@ -9,10 +9,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentmesh.control.start import await_report, node_environment, parse_version, start_failure
+from agentmesh.control import start
+from agentmesh.control.errors import NodeLost
+from agentmesh.control.lock import FileLock
+from agentmesh.control.start import (
+    END_TIMEOUT_S,
+    PROBE_TIMEOUT_S,
+    START_TIMEOUT_S,
+    STARTER_TIMEOUT_S,
+    await_report,
+    node_environment,
+    parse_version,
+    request_if_present,
+    start_failure,
+)
 from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import NoNode, TokenError
 from agentmesh.core.paths import Home
+from agentmesh.node.membership import BACKGROUND_JOIN_S
+from agentmesh.node.process import STOP_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -43,6 +58,64 @@ def test_a_node_that_ends_without_a_report_is_noticed_at_once() -> None:
     assert await_report(piped()) == (None, None)
 
 
+def test_a_node_that_takes_too_long_is_not_said_to_have_failed() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"pid": 7}\n')
+    with pytest.raises(NoNode, match=r"process 7\) is not ready .* and goes on"):
+        await_report(reading, timeout_s=0.01)
+    os.close(writing)
+
+
+def test_the_bounds_of_starts_and_ends_fit_each_other() -> None:
+    assert STOP_TIMEOUT_S < END_TIMEOUT_S
+    assert BACKGROUND_JOIN_S + END_TIMEOUT_S < START_TIMEOUT_S  # the reason why it did not join is heard
+    by_hand = START_TIMEOUT_S + 2 * PROBE_TIMEOUT_S + END_TIMEOUT_S  # until it has the home's lock; then it starts
+    assert by_hand + START_TIMEOUT_S <= STARTER_TIMEOUT_S
+    assert 3 * START_TIMEOUT_S + 3 * PROBE_TIMEOUT_S < STARTER_TIMEOUT_S  # a command: see _ensure_while_locked
+
+
+@pytest.mark.parametrize("lock", ["lock", "start.lock"])
+def test_who_asks_a_node_that_ends_or_does_not_come_up_waits_for_that_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    home = Home(tmp_path)
+    home.prepare()
+    with pytest.raises(NoNode, match="No agentmesh node runs"):
+        request_if_present(home, "POST", "/api/node/stop")
+    held = FileLock.acquire(home.run / lock)
+    assert held is not None
+    waited_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited_s.append(seconds)
+        if len(waited_s) == 3:
+            held.release()
+
+    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with pytest.raises(NodeLost):
+        request_if_present(home, "POST", "/api/node/stop")
+    assert len(waited_s) == 3
+
+
+def test_who_asks_a_node_that_never_answers_is_told_so_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path)
+    home.prepare()
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+    held = FileLock.acquire(home.lock)
+    assert held is not None
+    with held, pytest.raises(NoNode, match="may still be looking for its mesh"):
+        request_if_present(home, "POST", "/api/node/stop")
+    assert now_s == START_TIMEOUT_S
+
+
 def test_a_refused_token_stays_a_refused_token(tmp_path: Path) -> None:
     error = start_failure({"error": {"code": "token_error", "message": "It is cut off."}}, tmp_path / "log", 0)
     assert isinstance(error, TokenError)
@@ -57,10 +130,10 @@ def test_any_other_reason_means_that_no_node_could_be_started(tmp_path: Path) ->
 def test_a_node_that_crashed_leaves_the_end_of_its_own_log_and_no_earlier_one(tmp_path: Path) -> None:
     log = tmp_path / "node.log"
     log.write_text("an older story\n")
-    start = log.stat().st_size
+    before = log.stat().st_size
     with log.open("a") as file:
         file.writelines(f"line {number}\n" for number in range(9))
-    message = start_failure(None, log, start).message
+    message = start_failure(None, log, before).message
     assert "line 8" in message
     assert "line 3" not in message
     assert "older" not in message
