@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,30 @@ def load(node: NodeHome, file: Path, *words: str, split: bool = True) -> Result:
     return node.cli("load", str(file), *way, "--ctx-size", "512", "--no-wait", *words)
 
 
-def said_alone(file: Path) -> str:
-    """What the dense model says on one node that can hold it."""
+TEXTS = ("hello", "what is a mesh?")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What the dense model says on one node that can hold it: as `complete` asks, and as `texts_of`."""
+
+    said: str
+    texts: list[str]
+
+
+def texts_of(node: NodeHome) -> list[str]:
+    """Longer answers, to two prompts."""
+    return [complete(node, text, tokens=24) for text in TEXTS]
+
+
+def ask_alone(file: Path) -> Alone:
+    """On a node of its own."""
     with Nodes() as nodes:
         node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
         told = wait_state(node, "ready")
         assert told["role"] == "alone"
         assert not told["workers"]
-        return complete(node)
+        return Alone(complete(node), texts_of(node))
 
 
 def refused(node: NodeHome, model: str = MODEL) -> tuple[int, dict[str, Any]]:

@@ -8,34 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.inference.engine.engine import Engine
-from tests.fakes.node_process import NodeHome, Nodes, wait_for
-from tests.fakes.split_cases import load
-from tests.fakes.split_nodes import ENOUGH, MODEL, SplitNodes, complete, model_of, rpc_servers, wait_state
+from tests.fakes.node_process import wait_for
+from tests.fakes.split_cases import load, texts_of
+from tests.fakes.split_nodes import MODEL, SplitNodes, model_of, rpc_servers, wait_state
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
 from tests.integration.test_drafts import with_two_tokens_changed
 
 pytestmark = pytest.mark.timeout(400)  # 45 s where nothing else runs
 
-TEXTS = ("hello", "what is a mesh?")
 COUNTED = re.compile(r"\d+ % of [\d,]+ drafted tokens were right")
 
 
-@pytest.fixture(scope="module")
-def texts_alone(real_engine: Engine, dense_file: Path) -> list[str]:
-    """What the model says on one node that can hold it, without a draft."""
-    with Nodes() as nodes:
-        node = SplitNodes(nodes, dense_file).start("whole", memory=ENOUGH)
-        wait_state(node, "ready")
-        return answers_of(node)
-
-
-def answers_of(node: NodeHome) -> list[str]:
-    return [complete(node, text, tokens=24) for text in TEXTS]
-
-
 def test_a_split_with_a_draft_answers_as_one_node_without_and_shows_how_well_it_does(
-    sharing: SplitNodes, texts_alone: list[str], tmp_path: Path
+    sharing: SplitNodes, dense_texts: list[str], tmp_path: Path
 ) -> None:
     draft = write_tiny(tmp_path / "small.gguf", replace(LLAMA, layers=1, seed=2))[0]
     first = sharing.start("first", "--draft", str(draft))
@@ -43,7 +28,7 @@ def test_a_split_with_a_draft_answers_as_one_node_without_and_shows_how_well_it_
     told = wait_state(first, "ready")
     assert told["role"] == "host"
     assert "small.gguf drafts up to 8 tokens for dense." in told["draft"]
-    assert answers_of(first) == texts_alone
+    assert texts_of(first) == dense_texts
     told = model_of(first)
     assert COUNTED.search(told["draft"]), told["draft"]  # noise: it changes nothing, and is no help
 
@@ -52,7 +37,7 @@ def test_a_split_with_a_draft_answers_as_one_node_without_and_shows_how_well_it_
     assert load(first, sharing.file, "--no-draft").code == 0
     told = wait_state(first, "ready")
     assert not told["draft"]
-    assert answers_of(first) == texts_alone
+    assert texts_of(first) == dense_texts
 
     assert first.cli("unload", MODEL).code == 0
     other = tmp_path / "other.gguf"
@@ -82,4 +67,4 @@ def test_a_split_with_a_draft_answers_as_one_node_without_and_shows_how_well_it_
     first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
     told = wait_state(first, "ready")
     assert "small.gguf drafts up to 4 tokens for dense." in told["draft"]
-    assert answers_of(first) == texts_alone
+    assert texts_of(first) == dense_texts
