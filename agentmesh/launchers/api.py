@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from agentmesh.control.api_keys import KEY_VARIABLE
 from agentmesh.control.client import NodeClient
+from agentmesh.control.errors import NodeSilent
 from agentmesh.control.start import ensure_node
 from agentmesh.core.errors import AgentMeshError, InvalidInput, NoNode
 from agentmesh.core.paths import Home
@@ -23,7 +24,7 @@ from agentmesh.launchers.choice import find_model, parse_models, strongest
 
 DEFAULT_PORT: Final = 9337
 API_TIMEOUT_S: Final = 5.0
-STATUS_TIMEOUT_S: Final = 5.0
+STATUS_TIMEOUT_S: Final = 10.0  # a node on a loaded machine, just after its start
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 FRESH_WAIT_S: Final = 10.0  # peers of a mesh connect within 1 to 3 s, and say what they serve within one more
 SETTLE_S: Final = 1.0  # the first peer to answer need not have the best model
@@ -99,10 +100,13 @@ def start_api(home: Home, say: Say) -> FoundApi:
     client = ensure_node(home, say=lines.append)
     started = any(line.startswith("started a node") for line in lines)
     say("started a node for this; it ends with the agent" if started else "found a node that was just started")
-    found = _api_of(client)
-    if found is None:
+    try:
+        found = _api_of(client)
+        if found is None:
+            raise NoNode("The node of this home offers no model API; its port may be in use. See: agentmesh status")
+    except NoNode:
         release(FoundApi("", client, started), say)
-        raise NoNode("The node of this home offers no model API; its port may be in use. See: agentmesh status")
+        raise
     return FoundApi(found.base_url, client, started)
 
 
@@ -202,6 +206,8 @@ def release(found: FoundApi, say: Say, *, sleep: Callable[[float], None] = time.
             say(f"the node stays in the background: {reason}. Stop it: agentmesh stop")
             return
         found.node.request("POST", "/api/node/stop", timeout_s=STATUS_TIMEOUT_S)
+    except NodeSilent:
+        say("the node does not answer, and stays in the background. Stop it: agentmesh stop")
     except NoNode:
         return  # it is gone already
     except AgentMeshError as error:

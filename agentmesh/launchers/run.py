@@ -151,8 +151,8 @@ def put_off() -> Generator[None]:
     finally:
         for number in held:
             signal.signal(number, before[number])
-    if pending:
-        signal.raise_signal(pending[0])
+        if pending:  # also when it failed: whoever interrupted it wants no reason, and a script its exit code
+            signal.raise_signal(pending[0])
 
 
 # ------------------------------------------------------------------ being there

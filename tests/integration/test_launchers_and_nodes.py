@@ -105,7 +105,7 @@ def test_a_node_that_is_just_being_started_ends_when_the_launcher_is_interrupted
     wait_for((home.root / "logs" / "node.log").exists, WAIT_S, "the start to begin")
     launcher.send_signal(number)
     _, errors = launcher.communicate(timeout=WAIT_S)
-    assert launcher.returncode == 128 + number
+    assert launcher.returncode == 128 + number, errors
     assert "started a node" in errors
     wait_for(lambda: not runs(home), WAIT_S, "the node to end")
     assert not agent.ran

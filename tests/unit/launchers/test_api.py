@@ -216,12 +216,17 @@ def test_the_sentence_by_which_a_start_is_known_is_the_one_that_is_said() -> Non
     assert 'f"started a node' in inspect.getsource(start)
 
 
-def test_a_started_node_without_an_api_is_a_failure(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answer", "said"), [({"api_port": None}, "no model API"), (NodeSilent(), "did not answer in time")]
+)
+def test_a_started_node_without_an_api_is_a_failure_and_ends(
+    home: Home, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | Exception, said: str
+) -> None:
     released: list[bool] = []
     monkeypatch.setattr(api, "ensure_node", lambda given, say: (say("started a node"), NodeClient(given))[1])
     monkeypatch.setattr(api, "release", lambda found, say: released.append(found.started))
-    status(monkeypatch, {"api_port": None})
-    with pytest.raises(NoNode, match="no model API"):
+    status(monkeypatch, answer)
+    with pytest.raises(NoNode, match=said):
         start_api(home, print)
     assert released == [True]
 
@@ -251,6 +256,13 @@ def test_a_node_that_another_client_uses_stays() -> None:
     assert not stopped
     assert "another client" in said[0]
     assert "agentmesh stop" in said[0]
+
+
+def test_a_node_that_does_not_answer_is_not_said_to_be_gone() -> None:
+    stopped, said = ended(FakeNode(models=NodeSilent()))
+    assert not stopped
+    assert "stays in the background" in said[0]
+    assert ended(FakeNode(models=NoNode())) == (False, [])
 
 
 def test_a_client_that_is_just_leaving_is_waited_for() -> None:

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from agentmesh.core.errors import NoNode
 from agentmesh.launchers.run import HungUp, Interrupted, put_off, tidy_end
 
 
@@ -32,6 +33,12 @@ def test_ctrl_c_is_put_off_too_and_a_second_one_is_not() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append("second")
     assert done == ["first"]
+
+
+def test_a_start_that_was_interrupted_and_failed_is_an_interrupted_one() -> None:
+    with pytest.raises(Interrupted), tidy_end(), put_off():
+        signal.raise_signal(signal.SIGTERM)
+        raise NoNode
 
 
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
