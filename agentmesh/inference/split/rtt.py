@@ -30,9 +30,7 @@ _log = logging.getLogger(__name__)
 
 EVERY_S: Final = 30.0
 JITTER: Final = 0.2  # so that the nodes of a mesh do not all measure at once
-FAR_LOOK_S: Final = (
-    3.0  # at connected peers that are too far away: it is free, and a busy machine's handshake takes long
-)
+FAR_LOOK_S: Final = 3.0  # at connected peers that are too far away: free, and a busy machine's handshake is slow
 SOON_S: Final = 0.5  # after a node of use appeared: several come together
 PINGS: Final = 3  # the smallest counts: the others waited for something
 PING_TIMEOUT_S: Final = 5.0  # of all three; far more than any round trip that is of use
