@@ -44,9 +44,16 @@ def damaged_rest(worker: NodeHome, file: Path) -> Path:
     return rest
 
 
+def told_ms(text: str) -> float:
+    """How far away the worker is by this sentence."""
+    told = re.search(r"worker is (\d+) ms away from host", text)
+    assert told is not None, text
+    return float(told[1])
+
+
 def fetched_mb(host: NodeHome) -> float | None:
     """How much of the file the worker has, by the host's status."""
-    told = re.search(r"^worker: fetching the model's files: ([0-9.]+) MB of 123 MB$", model_of(host).get("reason", ""))
+    told = re.search(r"^worker: fetching the model's files: ([0-9.]+) MB of 123 MB", model_of(host).get("reason", ""))
     return float(told[1]) if told else None
 
 
@@ -59,13 +66,11 @@ def test_a_worker_that_is_too_far_is_left_out_until_it_is_nearer_and_then_its_fe
     worker = sharing.lend("worker", place=place_on(line, WORKER))
     seen = wait_reason(host, "worker is ", " ms away from host; at most 80 ms are of use.")
     assert seen["state"] == "waiting"
-    figure = re.search(r"worker is (\d+) ms away", seen["reason"])
-    assert figure is not None
-    assert FAR_MS <= float(figure[1]) <= 1_000  # the step above
+    assert told_ms(seen["reason"]) >= FAR_MS  # the step above what was measured
     with line.inside(HOST):
         status, error = refused(host)
     assert (status, error["code"]) == (503, "model_waiting")
-    assert f"worker is {figure[1]} ms away" in error["message"]
+    assert told_ms(error["message"]) >= FAR_MS
     assert not parts_lent(worker)
 
     rest = damaged_rest(worker, sharing.file)
