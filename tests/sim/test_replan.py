@@ -53,7 +53,8 @@ def assert_converged(mesh: SplitMesh) -> None:
                 assert job.host == host.facts.node
 
 
-@pytest.mark.parametrize("seed", range(40))
+# 220 and on: a host gives way to one that can hold it alone, and did not begin while this one ran.
+@pytest.mark.parametrize("seed", [*range(40), 220, 467, 487, 491])
 def test_after_quiet_one_host_runs_in_each_part_that_can_have_one(seed: int) -> None:
     chance = random.Random(seed)
     everyone = nodes_of(seed, chance.randint(4, 8))

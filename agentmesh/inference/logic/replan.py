@@ -369,8 +369,8 @@ class Replan:
         self._effects.append(StopHost(reason, gently))
 
     def _release(self, reason: str, now_ms: int) -> None:
-        self.plan = None
-        self._better_since_ms = None
+        self.plan = self._better_since_ms = None
+        self._awaited = self._awaited[0], now_ms  # until now nobody could begin
         self._effects.append(PublishClaim(None))
         self._become(State.FOLLOWING, reason)
         self._plan_soon(now_ms)

@@ -32,6 +32,7 @@ from agentmesh.inference.logic.split_limits import (
     MAX_BACKOFF_MS,
     MAX_DEBOUNCE_MS,
     MAX_TERM,
+    SILENT_MS,
     VOLUNTARY_MS,
 )
 from agentmesh.inference.logic.split_values import Claim, NodeFacts, Outcome, Solo, Split, Wait, WaitCode, short_id_text
@@ -279,6 +280,22 @@ def test_a_better_plan_is_taken_after_it_has_stood_for_a_minute() -> None:
     assert bench.after(DEBOUNCE_MS) == []
     assert bench.after(VOLUNTARY_MS - 1) == []
     assert bench.after(1) == [StopHost("One node can hold it alone now.", gently=True)]
+
+
+def test_who_gave_way_to_a_better_host_gives_it_its_time_to_begin() -> None:
+    """It could not begin before: it is not silent, and the one that gave way does not start again in its place."""
+    bench = Bench()
+    bench.run()
+    bench.said.outcome, bench.said.why_better = Solo(OTHER, A_FIT), "One node can hold it alone now."
+    bench.free_gb = 8
+    bench.nodes()
+    bench.after(DEBOUNCE_MS)
+    assert bench.after(VOLUNTARY_MS) == [StopHost("One node can hold it alone now.", gently=True)]
+    assert bench.do(HostEnded("stopped")) == [PublishClaim(None)]
+    assert bench.after(SILENT_MS - 1) == []
+    assert not bench.replan.doubts.now(bench.now_ms)
+    bench.after(1)
+    assert bench.replan.doubts.now(bench.now_ms)
 
 
 def test_a_better_plan_that_passes_changes_nothing() -> None:
