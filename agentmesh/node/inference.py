@@ -234,6 +234,7 @@ class NodeInference:
 
     def _on_peer_state(self, node: bytes, state: PeerState) -> None:
         self.directory.on_peer_state(node, state)
+        self.splits.offers.on_peer_state(node, state)
         if state is not PeerState.ALIVE:
             self.api.peer_lost(node)
 

@@ -41,9 +41,8 @@ def broken(
     if (why := unfit_host(host)) is not None:
         return why.sentence
     for worker in plan.workers:
-        node = by_id.get(worker)
-        if node is None:
-            return f"Its worker {name_of(worker)} is gone."
+        if (node := by_id.get(worker)) is None:
+            continue  # its lease tells whether it is there; a machine that stalls for seconds is seen by nobody meanwhile
         why = unfit(node) or why_not(host, node, KEPT_RTT_MS)
         if why is not None and why.code is not ExclusionCode.RTT_UNKNOWN:
             return why.sentence
@@ -76,7 +75,8 @@ def _free(share: Share, node: NodeFacts) -> int:
 
 
 def _short(share: Share, by_id: dict[bytes, NodeFacts]) -> bool:
-    return share.layers > 0 and share.need_bytes > _free(share, by_id[share.place.node])
+    node = by_id.get(share.place.node)
+    return node is not None and share.layers > 0 and share.need_bytes > _free(share, node)
 
 
 def _over(share: Share, node: NodeFacts) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
@@ -72,6 +73,7 @@ class RoundTrips:
         self._wanted: Callable[[], Collection[bytes]] = tuple
         self._changed: Callable[[], None] = lambda: None
         self._known: dict[bytes, float] = {}  # as published
+        self._last: dict[bytes, float] = {}  # as measured
         self._measured_s: dict[bytes, float] = {}  # of those of use: when it was tried last
         self._silent: dict[bytes, int] = {}  # rounds in a row without an answer
         self._woken = asyncio.Event()
@@ -117,7 +119,9 @@ class RoundTrips:
         due_s = loop.time() + EVERY_S * (1 - JITTER + 2 * JITTER * self._jitter())
         while (left_s := due_s - loop.time()) > 0:
             try:
-                async with asyncio.timeout(min(left_s, FAR_LOOK_S) if self._far() else left_s):
+                async with asyncio.timeout(
+                    min(left_s, FAR_LOOK_S) if any(map(self._is_far, self._wanted())) else left_s
+                ):
                     await self._woken.wait()
             except TimeoutError:
                 self._look_at_far()
@@ -125,13 +129,15 @@ class RoundTrips:
                 await asyncio.sleep(SOON_S)
                 return
 
-    def _far(self) -> dict[bytes, float]:
-        """Connected peers whose round trip keeps them out of plans, with what it is now, in ms."""
-        direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
-        return {node: direct[node] for node, ms in self._known.items() if ms > MAX_RTT_MS and node in direct}
+    def _is_far(self, node: bytes) -> bool:
+        """Whether its round trip, or that nobody knows it, keeps it out of plans."""
+        return self._known.get(node, math.inf) > MAX_RTT_MS
 
     def _look_at_far(self) -> None:
-        changed = [node for node, rtt_ms in self._far().items() if self._learn(node, rtt_ms)]
+        """At those that are connected: what their connections say now."""
+        direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
+        far = [node for node in self._wanted() if node in direct and self._is_far(node)]
+        changed = [node for node in far if self._learn(node, direct[node])]
         if changed:
             self._changed()
 
@@ -143,7 +149,7 @@ class RoundTrips:
             self._silent.pop(node, None)
         gone = [node for node in self._known if node not in wanted]
         for node in gone:
-            del self._known[node]
+            del self._known[node], self._last[node]
         changed = bool(gone)
         direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
         for node in sorted(wanted):
@@ -174,7 +180,9 @@ class RoundTrips:
         self._measured_s[node] = self._now_s()
         self._silent.pop(node, None)
         before = self._known.get(node)
-        self._known[node] = steady_rtt_ms(before, max(rtt_ms, 0.0))
+        # The smaller of two: what is longer once waited for a busy machine, and would end a split that runs.
+        self._last[node], least = rtt_ms, min(rtt_ms, self._last.get(node, rtt_ms))
+        self._known[node] = steady_rtt_ms(before, max(least, 0.0))
         return self._known[node] != before
 
     async def _ping(self, node: bytes) -> float | None:

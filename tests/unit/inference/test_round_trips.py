@@ -119,7 +119,24 @@ async def test_noise_changes_nothing() -> None:
     assert world.changes == 1
     world.peers = [View(NEAR, 9.0)]
     await world.later()
+    await world.later()
     assert (world.changes, world.trips.nearest()) == (2, ((NEAR, 10),))
+
+
+async def test_a_long_round_trip_counts_when_it_is_long_twice() -> None:
+    """A machine that was busy for some seconds is not far away; a split that runs would end because of it."""
+    world = World()
+    world.wanted, world.peers = [NEAR], [View(NEAR, 3.0)]
+    await world.trips.measure()
+    for rtt_ms in (400.0, 3.0, 400.0):
+        world.peers = [View(NEAR, rtt_ms)]
+        await world.later()
+        assert world.trips.nearest() == ((NEAR, 5),)
+    await world.later()
+    assert world.trips.nearest() == ((NEAR, 500),)
+    world.peers = [View(NEAR, 3.0)]
+    await world.later()
+    assert world.trips.nearest() == ((NEAR, 5),)
 
 
 async def test_nobody_is_pinged_again_too_soon_and_the_longest_waiting_first() -> None:
@@ -200,5 +217,21 @@ async def test_a_connected_peer_that_is_too_far_away_is_looked_at_again_soon(mon
         world.peers = [View(NEAR, 90.0), View(FAR, 30.0)]
         await eventually(lambda: world.trips.nearest() == ((NEAR, 10), (FAR, 40)))  # only who was too far
         assert world.opened == []
+    finally:
+        await world.trips.stop()
+
+
+async def test_who_was_not_reached_and_then_connects_is_known_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some seconds of silence a ping may fail before the connection is back: no plan could use the node until the next round."""
+    monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
+    world = World()
+    world.wanted = [FAR]
+    world.gone = {FAR}
+    world.trips.start()
+    try:
+        await eventually(lambda: world.opened == [FAR])
+        assert world.trips.nearest() == ()
+        world.peers = [View(FAR, 30.0)]
+        await eventually(lambda: world.trips.nearest() == ((FAR, 40),))
     finally:
         await world.trips.stop()
