@@ -58,7 +58,7 @@ def fetched_mb(host: NodeHome) -> float | None:
 
 
 def test_a_worker_that_is_too_far_is_left_out_until_it_is_nearer_and_then_its_fetch_is_shown(
-    sharing: SplitNodes, line: DelayLine, dense_alone: str
+    line: DelayLine, sharing: SplitNodes, dense_alone: str
 ) -> None:
     """What a fetch that broke off left there is damaged: it begins anew, in sight, and the split goes on."""
     line.shape(rtt_ms=FAR_MS)
