@@ -34,7 +34,7 @@ END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
 PROBE_TIMEOUT_S: Final = 10.0
 # The longest that anybody holds the start lock, and so how long others wait for it: a node that is there already answers or
 # ends, one is started, one that was faster answers, and each is asked. A node by hand holds it until it answers, or waits for its mesh.
-STARTER_TIMEOUT_S: Final = 3 * START_TIMEOUT_S + 4 * PROBE_TIMEOUT_S
+STARTER_TIMEOUT_S: Final = 3 * START_TIMEOUT_S + END_TIMEOUT_S + 4 * PROBE_TIMEOUT_S
 LOOK_INTERVAL_S: Final = 0.25  # at a node that holds the home and does not answer yet, or is about to end
 LOG_TAIL_LINES: Final = 5
 
@@ -216,15 +216,10 @@ def _is_older(node: Mapping[str, Any]) -> bool:
 
 def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
     """Have a node answer that is not older. Takes at most `STARTER_TIMEOUT_S`."""
-    node = _probe(client)
-    if node is not None:
-        if not _is_older(node):  # another starter was faster
-            return
-        say("the node in the background is older than this command; it hands over to a new one")
-        with contextlib.suppress(NoNode):  # it may just be ending by itself
-            client.request("POST", "/api/node/handover", timeout_s=PROBE_TIMEOUT_S)
+    if _is_current(client):  # another starter was faster
+        return
     began, faster = time.monotonic(), None
-    while _ends_before_it_answers(home, client):
+    while _ends_before_it_answers(home, client, say):
         if faster is not None and time.monotonic() - began >= START_TIMEOUT_S:
             raise NoNode(f"No node could be started: others began in {home.root}, and ended.") from faster
         try:
@@ -236,17 +231,28 @@ def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
             return
 
 
-def _ends_before_it_answers(home: Home, client: NodeClient) -> bool:
-    """Whether no node holds this home any more; False: one that this client can use answers.
+def _ends_before_it_answers(home: Home, client: NodeClient, say: Say) -> bool:
+    """Whether no node holds this home any more, an older one because it was asked to hand over; False: one that this client
+    can use answers.
 
     Raises:
         NoNode: one holds it and does neither.
     """
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, asked = time.monotonic() + START_TIMEOUT_S, False
     while not wait_until_free(home.lock, LOOK_INTERVAL_S):
-        if _is_current(client):
+        node = _probe(client)
+        if node is not None and not _is_older(node):
             return False
+        if node is not None and not asked:
+            say("the node in the background is older than this command; it hands over to a new one")
+            with contextlib.suppress(NoNode):  # it may just be ending by itself
+                client.request("POST", "/api/node/handover", timeout_s=PROBE_TIMEOUT_S)
+            asked, deadline = True, time.monotonic() + END_TIMEOUT_S
         if time.monotonic() >= deadline:
+            if asked:
+                raise NoNode(
+                    f"The older node of {home.root} was asked to hand over, but still runs. See: agentmesh stop"
+                )
             raise _unanswering(home)
     return True
 

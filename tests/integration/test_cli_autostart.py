@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.fakes.node_process import END_TIMEOUT_S, ROOT, Nodes, wait_for
+from agentmesh.control.lock import is_held
+from tests.fakes.node_process import END_TIMEOUT_S, READY_TIMEOUT_S, ROOT, Nodes, wait_for
 from tests.integration.test_node_lifecycle import alive
 
 
@@ -69,6 +70,21 @@ def test_a_command_uses_the_node_that_another_had_begun_to_start_when_it_was_int
     assert posted.code == 0, posted.err
     assert left.wait(60) == 0  # it forked the node off
     assert [post["text"] for post in home.json("blackboard")["posts"]] == ["hi"]
+
+
+def test_a_newer_command_has_an_older_node_replaced_that_is_still_starting(nodes: Nodes) -> None:
+    home = nodes.home()
+    older = (
+        "import agentmesh; agentmesh.__version__ = '0.0.1'; from agentmesh.cli.main import run; run(['--background'])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", older],
+        env=home.environment | {"PYTHONPATH": str(ROOT)}, cwd=home.root, stdin=subprocess.DEVNULL, check=True, timeout=60,
+    )  # fmt: skip
+    wait_for(lambda: is_held(home.root / "run" / "lock"), READY_TIMEOUT_S, "the older node to hold the home")
+    posted = home.cli("blackboard", "hi")
+    assert posted.code == 0, posted.err
+    assert home.node_json()["version"] != "0.0.1"
 
 
 def test_a_node_by_hand_takes_over_from_one_that_is_still_starting_in_the_background(nodes: Nodes) -> None:
