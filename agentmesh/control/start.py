@@ -32,8 +32,9 @@ from agentmesh.core.paths import Home
 START_TIMEOUT_S: Final = 30.0  # a cold start takes 1 to 2 s on two cores; ten times that on a loaded machine
 END_TIMEOUT_S: Final = 10.0  # a node leaves within 5 s
 PROBE_TIMEOUT_S: Final = 10.0
-# The longest that anybody holds the start lock, and so how long others wait for it: a node that is there already answers or
-# ends, one is started, one that was faster answers, and each is asked. A node by hand holds it until it answers, or waits for its mesh.
+# The longest that a command holds the start lock, and so how long others wait for it: a node that is there already answers
+# or ends, one is started, one that was faster answers; each is asked. A node started by hand holds it until it answers, or
+# waits for its mesh.
 STARTER_TIMEOUT_S: Final = 3 * START_TIMEOUT_S + END_TIMEOUT_S + 4 * PROBE_TIMEOUT_S
 LOOK_INTERVAL_S: Final = 0.25  # at a node that holds the home and does not answer yet, or is about to end
 LOG_TAIL_LINES: Final = 5
