@@ -6,6 +6,7 @@ import json
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def texts_of(node: NodeHome) -> list[str]:
     return [complete(node, text, tokens=24) for text in TEXTS]
 
 
+@cache
 def ask_alone(file: Path) -> Alone:
-    """On a node of its own."""
+    """On a node of its own, once. (No fixture of the session: if it failed once, all tests would fail.)"""
     with Nodes() as nodes:
         node = SplitNodes(nodes, file).start("whole", memory=ENOUGH)
         told = wait_state(node, "ready")

@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import Nodes
-from tests.fakes.split_cases import Alone, ask_alone
+from tests.fakes.split_cases import ask_alone
 from tests.fakes.split_nodes import SplitNodes, a_dense
 
 
@@ -26,23 +26,18 @@ def dense_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return a_dense(tmp_path_factory.mktemp("dense"))
 
 
-@pytest.fixture(scope="session")
-def dense_whole(real_engine: Engine, dense_file: Path) -> Alone:
+@pytest.fixture
+def dense_alone(real_engine: Engine, dense_file: Path) -> str:
     """What it says on one node that can hold it."""
     assert not real_engine.is_embedded
-    return ask_alone(dense_file)
+    return ask_alone(dense_file).said
 
 
 @pytest.fixture
-def dense_alone(dense_whole: Alone) -> str:
-    """The short answer of it."""
-    return dense_whole.said
-
-
-@pytest.fixture
-def dense_texts(dense_whole: Alone) -> list[str]:
-    """The long ones, without a draft."""
-    return dense_whole.texts
+def dense_texts(real_engine: Engine, dense_file: Path) -> list[str]:
+    """The longer answers of that node, without a draft."""
+    assert not real_engine.is_embedded
+    return ask_alone(dense_file).texts
 
 
 @pytest.fixture
