@@ -91,6 +91,11 @@ def _devices(node: NodeFacts, *, is_host: bool) -> list[Place]:
     return [Place(node.node, d.name, less_headroom(d.free_bytes), is_host) for d in node.devices]
 
 
+def holds_a_layer(demand: Demand, worker: NodeFacts) -> bool:
+    """Whether any of its places has room for one."""
+    return max(_rooms(demand, _devices(worker, is_host=False))) >= min(demand.layer_costs)
+
+
 def worker_rooms(demand: Demand, nodes: Iterable[NodeFacts]) -> list[tuple[int, bytes]]:
     """What each could give to layers as a worker, in bytes, the most first."""
     rooms = ((sum(_rooms(demand, _devices(node, is_host=False))), node.node) for node in nodes)

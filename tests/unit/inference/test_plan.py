@@ -274,3 +274,13 @@ def test_a_plan_s_name_does_not_depend_on_its_sentences() -> None:
     outcome = split(TWO)
     assert plan_digest(outcome) == plan_digest(replace(outcome, common=Common(("else",))))
     assert plan_digest(outcome) != plan_digest(split(TWO, Wish(context_tokens=4096)))
+
+
+@pytest.mark.parametrize("small_gb", [0.1, 0.4])
+def test_a_near_worker_that_holds_no_layer_keeps_nobody_else_out(small_gb: float) -> None:
+    nodes = [a_node(1, 16, rtts={2: 1, 3: 10}), a_node(2, small_gb), a_node(3, 14)]
+    assert split(nodes).workers == (node_id(3),)
+
+
+def test_what_is_missing_is_said_where_no_worker_holds_a_layer() -> None:
+    assert wait([a_node(1, 16, rtts=near(2)), a_node(2, 0.1)]).missing_bytes > GB
