@@ -91,9 +91,12 @@ def _devices(node: NodeFacts, *, is_host: bool) -> list[Place]:
     return [Place(node.node, d.name, less_headroom(d.free_bytes), is_host) for d in node.devices]
 
 
-def holds_a_layer(demand: Demand, worker: NodeFacts) -> bool:
-    """Whether any of its places has room for one."""
-    return max(_rooms(demand, _devices(worker, is_host=False))) >= min(demand.layer_costs)
+def usable_devices(demand: Demand, worker: NodeFacts) -> int:
+    """How many of its devices (its machine's memory, if it has none) have room for a layer."""
+    device = worker.devices[0].name if worker.devices else None
+    least = min(demand.layer_costs) + demand.fixed_bytes(Place(worker.node, device, 0, False), is_last=False)
+    free = [d.free_bytes for d in worker.devices] or [worker.machine_free_bytes]
+    return sum(less_headroom(count) >= least for count in free)
 
 
 def worker_rooms(demand: Demand, nodes: Iterable[NodeFacts]) -> list[tuple[int, bytes]]:

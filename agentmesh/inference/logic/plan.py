@@ -26,7 +26,7 @@ from agentmesh.inference.logic.election import (
     unfit_host,
 )
 from agentmesh.inference.logic.fit import NO_DEVICE, Room, Wanted, fit_model, least_need, size
-from agentmesh.inference.logic.placement import Demand, demand_of, fit_split, holds_a_layer, may_hold, worker_rooms
+from agentmesh.inference.logic.placement import Demand, demand_of, fit_split, may_hold, usable_devices, worker_rooms
 from agentmesh.inference.logic.shard_rooms import shard_rooms
 from agentmesh.inference.logic.split_limits import (
     MAX_SPLIT_CONTEXT_TOKENS,
@@ -275,10 +275,8 @@ def _with_workers(demand: Demand, wish: Wish, team: Team) -> tuple[Split | None,
     for worker in team.workers:
         if len(chosen) == MAX_WORKERS:
             break
-        if not holds_a_layer(demand, worker):  # it would keep out all that come after it: each worker gets a layer
-            continue
-        many = len(worker.devices) + len(team.host.devices) > MAX_SPLIT_DEVICES
-        if many and fit_split(demand, team.host, [worker], wish).over.startswith("llama.cpp"):
+        # With none, or with too many for llama.cpp, it would keep out all that come after it.
+        if not 0 < usable_devices(demand, worker) <= MAX_SPLIT_DEVICES - len(team.host.devices):
             continue
         fitted = fit_split(demand, team.host, [*chosen, worker], wish)
         chosen.append(worker)
