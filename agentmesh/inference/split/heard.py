@@ -23,7 +23,7 @@ from agentmesh.mesh.logic.record import Record
 
 _log = logging.getLogger(__name__)
 
-MAX_NODES: Final = 256  # that say something of splits; a plan with 300 takes a quarter of a second
+MAX_NODES: Final = 256  # that say something of splits; a plan with so many takes 10 ms, 70 at worst
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def test_nodes_that_fit_nothing_cost_a_plan_little(count: int, devices: int) -> 
     nodes = [facts_of(decoded, node, CONTENT) for node in ids]
     began_s = time.process_time()
     assert isinstance(make_plan(a_model(layers=126), Wish(), nodes), Wait)
-    assert time.process_time() - began_s < 1.0  # 0.2 s; it was 2
+    assert time.process_time() - began_s < 1.0  # 0.01 s; it was 2
 
 
 @pytest.mark.parametrize(("free_gb", "most"), [(1, 4 * MAX_WORKERS), (64, 1)])
