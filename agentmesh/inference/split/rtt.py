@@ -124,7 +124,10 @@ class RoundTrips:
                 ):
                     await self._woken.wait()
             except TimeoutError:
-                self._look_at_far()
+                try:
+                    self._look_at_far()
+                except Exception:  # noqa: BLE001 - as in `_run`
+                    _log.exception("looking at round trips failed")
             else:
                 await asyncio.sleep(SOON_S)
                 return
@@ -137,7 +140,7 @@ class RoundTrips:
         """At those that are connected: what their connections say now."""
         direct = {peer.node: peer.rtt_ms for peer in self._peers() if peer.rtt_ms is not None}
         far = [node for node in self._wanted() if node in direct and self._is_far(node)]
-        changed = [node for node in far if self._learn(node, direct[node])]
+        changed = [node for node in far if self.is_lost(node) | self._learn(node, direct[node])]
         if changed:
             self._changed()
 

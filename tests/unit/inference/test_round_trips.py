@@ -235,3 +235,41 @@ async def test_who_was_not_reached_and_then_connects_is_known_soon(monkeypatch: 
         await eventually(lambda: world.trips.nearest() == ((FAR, 40),))
     finally:
         await world.trips.stop()
+
+
+async def test_who_was_lost_and_connects_is_told_though_it_is_as_far_away_as_before() -> None:
+    """It counts again, with what it claims, from then on."""
+    world = World()
+    world.wanted, world.peers = [FAR], [View(FAR, 120.0)]
+    await world.trips.measure()
+    world.peers, world.gone = [], {FAR}
+    for _ in range(LOST_AFTER):
+        await world.later()
+    assert world.trips.is_lost(FAR)
+    before = world.changes
+    world.peers = [View(FAR, 120.0)]
+    world.trips._look_at_far()  # pyright: ignore[reportPrivateUsage]
+    assert not world.trips.is_lost(FAR)
+    assert world.changes == before + 1
+
+
+async def test_a_listener_that_fails_ends_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
+    world = World()
+    failed: list[bool] = []
+
+    def fail() -> None:
+        failed.append(True)
+        raise RuntimeError("It is broken.")
+
+    nodes = [NEAR, FAR, THIRD]
+    world.wanted, world.peers = nodes, [View(node, 120.0) for node in nodes]
+    await world.trips.measure()
+    world.trips.follow(lambda: world.wanted, fail)
+    world.trips.start()
+    try:
+        for nearer in (1, 2, 3):
+            world.peers = [View(node, 30.0) for node in nodes[:nearer]] + [View(node, 120.0) for node in nodes[nearer:]]
+            await eventually(lambda nearer=nearer: len(failed) == nearer)
+    finally:
+        await world.trips.stop()
