@@ -326,12 +326,14 @@ def leave() -> None:
     """
     home = Home.from_environment()
     home.prepare()
+    done: dict[str, Any] | None = None
     try:
         done = request_if_present(home, "POST", "/api/node/leave")
         _await_end(home)
     except NoNode as error:
         if isinstance(error, NodeLost):
             raise
+    if done is None:
         with _as_holder(home):
             from agentmesh.mesh.membership_file import forget_membership
 
@@ -346,11 +348,10 @@ def stop() -> None:
 
     Its mesh and its board stay for the next start. One that is just starting is awaited, and stopped.
     """
-    home = Home.from_environment()
-    try:
-        said = str(request_if_present(home, "POST", "/api/node/stop")["message"])
-    except NodeLost:
-        said = "The node ended."
+    home, said = Home.from_environment(), "The node ended."
+    with contextlib.suppress(NodeLost):
+        if (done := request_if_present(home, "POST", "/api/node/stop")) is not None:
+            said = str(done["message"])
     _await_end(home)
     note(said)
 

@@ -120,12 +120,12 @@ def request_with_node(
     return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
 
 
-def request_if_present(home: Home, method: str, path: str) -> dict[str, Any]:
-    """One request to the home's node; starts none, but waits for one that somebody is starting.
+def request_if_present(home: Home, method: str, path: str) -> dict[str, Any] | None:
+    """One request to the home's node; starts none, but waits for one that somebody is starting. None: it ended before it was asked.
 
     Raises:
         NoNode: none runs, or one that does not answer.
-        NodeLost: one was there, and ended.
+        NodeLost: one was asked, and ended.
     """
     client = NodeClient(home)
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -137,7 +137,9 @@ def request_if_present(home: Home, method: str, path: str) -> dict[str, Any]:
             if type(error) is not NoNode:  # it is there but silent, or somebody else's, or has just ended
                 raise
             if not is_changing(home):
-                raise NodeLost() if seen else error  # noqa: B904 - one of them is the cause itself
+                if seen:
+                    return None
+                raise
             if time.monotonic() >= deadline:
                 raise _unanswering(home) from error
         seen = True

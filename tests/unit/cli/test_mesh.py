@@ -1,13 +1,16 @@
-"""`agentmesh mesh export-root`, on the files of a home."""
+"""`agentmesh mesh export-root` and `agentmesh leave`, on the files of a home."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agentmesh.cli.main import run
+from agentmesh.control import start
+from agentmesh.control.lock import FileLock
 from agentmesh.core.paths import Home
 from agentmesh.mesh.authority import found_mesh
 from agentmesh.mesh.identity import NodeKey
@@ -67,3 +70,21 @@ def test_a_home_on_no_mesh_says_so_and_is_not_made(tmp_path: Path, capsys: pytes
     assert run(["mesh", "export-root"]) == 1
     assert "no mesh" in capsys.readouterr().err
     assert not Home.from_environment().root.exists()
+
+
+@pytest.mark.usefixtures("founded")
+def test_leave_beside_a_node_that_is_just_ending_waits_and_forgets_the_mesh(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = Home.from_environment()
+    home.prepare()
+    ending = FileLock.acquire(home.lock)
+    assert ending is not None
+
+    def ends(_seconds: float) -> None:
+        ending.release()
+
+    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=ends))
+    assert run(["leave"]) == 0
+    assert "Left the mesh." in capsys.readouterr().err
+    assert not home.current_mesh.exists()
