@@ -13,7 +13,7 @@ from stat import S_ISREG
 
 import msgspec
 
-from agentmesh.core.errors import Ambiguous, NotFound, StorageError
+from agentmesh.core.errors import Ambiguous, HomeError, NotFound, StorageError
 from agentmesh.inference.logic.model_files import choose_model, is_gguf, model_id, quant_of
 from agentmesh.inference.logic.names import MAX_SUGGESTIONS, find
 from agentmesh.inference.logic.reference import CatalogName, HubFile, HubRepo, LocalFile, Reference
@@ -177,7 +177,10 @@ def _in_use(cache: HubCache, repo: str, blob: Path) -> bool:
     path = cache.root / ".locks" / cache.repo(repo).name / f"{digest}.lock"
     if not path.exists():
         return False
-    lock = FileLock.acquire(path)
+    try:
+        lock = FileLock.acquire(path)
+    except HomeError:  # some network file systems have no locks: nobody can say
+        return True
     if lock is None:
         return True
     lock.release()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -124,6 +126,25 @@ def test_pruning_leaves_what_is_being_downloaded(cache: HubCache) -> None:
     with lock:
         assert prune(cache).paths == ()
     assert prune(cache).paths == (cache.partial(file),)
+
+
+def test_where_the_file_system_has_no_locks_what_may_be_being_downloaded_stays(
+    cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache, "M-Q4_K_M.gguf", b"old", commit=OLD)
+    put(cache, "M-Q4_K_M.gguf", b"current")
+    file = WantedFile("org/Model-GGUF", "main", NEW, "N.gguf", 9, "d" * 64, None)
+    cache.partial(file).write_bytes(b"rest")
+    lock = cache.lock(file, 0)
+    assert lock is not None
+    lock.release()
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    prune(cache)
+    assert blobs(cache) == {b"current", b"rest"}
 
 
 def test_a_name_that_climbs_out_is_never_linked(cache: HubCache) -> None:
