@@ -20,6 +20,8 @@ from tests.fakes.split_nodes import (
     wait_state,
 )
 
+pytestmark = pytest.mark.timeout(400)  # 25 to 50 s each where nothing else runs
+
 
 def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(sharing: SplitNodes, dense_alone: str) -> None:
     first = sharing.start("first")
