@@ -358,7 +358,10 @@ class _Followed:
             return
         if plan is self._advised[0]:
             return
-        advice = advise(self._model, self._wish, self._offers.nodes(self._content), plan)
+        nodes = self._offers.nodes(self._content)
+        if not {plan.host, *(plan.workers if isinstance(plan, Split) else ())} <= {node.node for node in nodes}:
+            return  # one of them is not seen now, and yet it runs; there is another look when it is back
+        advice = advise(self._model, self._wish, nodes, plan)
         self._advised = (plan, advice.sentences)
         for sentence in advice.sentences:
             self._say(f"{self._model.id}: {sentence}")
