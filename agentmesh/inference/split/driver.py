@@ -194,7 +194,10 @@ class SplitDriver:
         for effect in self._replan.handle(event, _now_ms()):
             self._apply(effect)
         self._look_at_shards()
-        self._reported()
+        try:
+            self._reported()
+        except Exception:  # noqa: BLE001 - it only shows what goes on; what goes on must not end by it
+            _log.exception("what becomes of %s cannot be shown", self._content[:8])
 
     def _apply(self, effect: Effect) -> None:
         match effect:

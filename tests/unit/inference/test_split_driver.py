@@ -41,7 +41,10 @@ class World:
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.on_claim: Callable[[], None] = lambda: None
-        self.driver = SplitDriver(ME, "c", self, self, publish=self._publish, run_plan=self._run, drain=self._drain)
+        self.on_reported: Callable[[], None] = lambda: None
+        self.driver = SplitDriver(
+            ME, "c", self, self, publish=self._publish, run_plan=self._run, drain=self._drain, reported=self._reported
+        )
 
     # ---- Sees, Planner
 
@@ -65,6 +68,9 @@ class World:
     async def _drain(self) -> None:
         self.drained += 1
         await self.may_drain.wait()
+
+    def _reported(self) -> None:
+        self.on_reported()
 
     def _publish(self, claim: Claim | None) -> None:
         self.claims.append(claim)
@@ -219,3 +225,15 @@ async def test_a_flood_of_wishes_and_records_hides_no_end(
         world.why_broken = None
         await eventually(lambda: world.driver.is_ready)
     assert "was lost" not in caplog.text
+
+
+async def test_a_run_goes_on_although_it_cannot_be_shown() -> None:
+    world = World()
+
+    def fail() -> None:
+        raise KeyError(b"a node that is not seen")
+
+    world.on_reported = fail
+    async with driven(world) as task:
+        await eventually(lambda: world.driver.is_ready)
+        assert world.going and not task.done()
