@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -50,7 +51,10 @@ def tiny(folder: Path) -> Path:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, engine: Callable[[], Awaitable[Engine]] | None, settings: ServeSettings | None = None
+    folder: Path,
+    engine: Callable[[], Awaitable[Engine]] | None,
+    settings: ServeSettings | None = None,
+    limits: LifecycleLimits = LIMITS,
 ) -> AsyncIterator[ModelService]:
     """A service in `folder`; `engine` None: found as a node finds it."""
     home = Home(folder / "home")
@@ -58,7 +62,7 @@ async def serving(
 
     def make(engine: Engine, plan, on_change) -> EngineProcess:
         log = home.logs / f"{plan.model_id}.log"
-        return EngineProcess(engine, plan, folder=home.run / "e", log=log, limits=LIMITS, on_change=on_change)
+        return EngineProcess(engine, plan, folder=home.run / "e", log=log, limits=limits, on_change=on_change)
 
     service = ModelService(
         home,
@@ -131,7 +135,9 @@ async def test_an_engine_that_crashes_at_its_start_fails_with_its_last_lines(fol
 
 
 async def test_an_engine_that_never_answers_is_given_up(folder: Path, tiny: Path) -> None:
-    async with serving(folder, fake("--never-ready")) as service:
+    # Asked so seldom that what its answers cost this engine, which is of Python, is no sign of life on a busy machine either.
+    seldom = dataclasses.replace(LIMITS, probe_loading_ms=500, stall_ms=4_000)
+    async with serving(folder, fake("--never-ready"), limits=seldom) as service:
         await service.load(path_request(tiny))
         status = await becomes(service, "tiny", ModelState.FAILED)
         assert status.reason
