@@ -37,6 +37,11 @@ def program(path: Path, body: str) -> Path:
     return path
 
 
+def asleep(folder: Path) -> Path:
+    """An engine that hangs: it neither listens nor uses the processor."""
+    return program(folder / "asleep", "exec sleep 60")
+
+
 def server(path: Path, *, help_text: str = HELP, version: str = VERSION, devices: str = NO_DEVICES) -> Path:
     """A llama-server that answers questions and counts them in `<path>.asked`."""
     return program(

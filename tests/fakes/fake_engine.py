@@ -86,9 +86,8 @@ FAKE_HELP = """
 --load-work                             uses CPU time while it loads
 --crash-at-start                        ends before it listens, with llama-server's words
 --crash-out-of-memory                   the same, with the words for memory that cannot be had
---crash-after S                         ends this long after it became ready
 --crash-after-tokens N                  ends in the middle of the first answer that has as many tokens
---crash-with exit|kill|abort            how it ends then (default: exit)
+--crash-with exit|kill|abort            how it ends then, and at SIGUSR1, which a test sends (default: exit)
 --crash-first N                         only the first N starts crash (counted in --state)
 --state FILE                            one line for each start
 --drop-after-tokens N                   closes the connection there, at each answer
@@ -164,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
         *(("--ignore-sigterm",), ("--fork",), ("--hold-pipes",), ("--garbage",), ("--close-after-stream",)),
     ):
         add(*flags, action="store_true")
-    for flag in ("--ready-after", "--crash-after", "--tokens-per-second", "--first-token-after"):
+    for flag in ("--ready-after", "--tokens-per-second", "--first-token-after"):
         add(flag, type=float, default=0.0)
     for flag in ("--crash-after-tokens", "--drop-after-tokens", "--stall-after-tokens", "--status", "--noise-lines"):
         add(flag, type=int, default=0)
@@ -282,7 +281,7 @@ def main(arguments: Sequence[str]) -> int:
     start = count_start(options)
     if start > options.crash_first:
         options.crash_at_start = options.crash_out_of_memory = False
-        options.crash_after = options.crash_after_tokens = 0
+        options.crash_after_tokens = 0
     for number in range(options.noise_lines):
         log(f"noise {number} " + "." * 80)
     if options.crash_at_start or options.crash_out_of_memory:

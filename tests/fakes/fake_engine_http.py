@@ -49,6 +49,7 @@ class FakeServer:
         ended = asyncio.Event()
         if not self.options.ignore_sigterm:
             loop.add_signal_handler(signal.SIGTERM, ended.set)
+        loop.add_signal_handler(signal.SIGUSR1, self.die, self.options.crash_with)
         server = await self._listen()
         loading = asyncio.create_task(self._load())
         await ended.wait()
@@ -72,7 +73,9 @@ class FakeServer:
 
     async def _load(self) -> None:
         self.log(f"srv    load_model: loading model '{self.options.model}'")
-        until = time.monotonic() + (1e9 if self.options.never_ready else self.options.ready_after)
+        if self.options.never_ready:
+            return  # and wakes for nothing: where the machine is slow, that alone would be a sign of life
+        until = time.monotonic() + self.options.ready_after
         while (left := until - time.monotonic()) > 0:
             if self.options.load_noise:
                 self.log("load_tensors: .")
@@ -81,9 +84,6 @@ class FakeServer:
             await asyncio.sleep(min(left, 0.05))
         self.ready = True
         self.log("srv  llama_server: model loaded")
-        if self.options.crash_after:
-            await asyncio.sleep(self.options.crash_after)
-            self.die(self.options.crash_with)
 
     def props(self) -> dict[str, Any]:
         context = self.options.ctx_size // max(1, self.options.parallel)

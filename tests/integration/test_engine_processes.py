@@ -24,6 +24,7 @@ from agentmesh.inference.engine.log_tail import LOG_FILE_BYTES
 from agentmesh.inference.engine.process import EngineProcess, EngineStatus
 from agentmesh.inference.logic.lifecycle import LifecycleLimits, State
 from agentmesh.inference.logic.target import EngineAddress
+from tests.fakes.engine_programs import asleep
 from tests.fakes.fake_engine import fake_engine
 
 WAIT_S = 20.0  # each takes well below a second on a free machine
@@ -103,12 +104,12 @@ async def ready(engine: EngineProcess) -> int:
     return engine.status.pid
 
 
-def asleep(folder: Path) -> Path:
-    """A program that neither listens nor uses the processor."""
-    program = folder / "asleep"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    return program
+async def crash(engine: EngineProcess) -> None:
+    """Let the fake engine die as its --crash-with says; returns when that was seen."""
+    pid = engine.status.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGUSR1)
+    await eventually(lambda: engine.status.pid != pid, "the crash to be seen")
 
 
 def lives(pid: int) -> bool:
@@ -178,9 +179,10 @@ async def test_what_an_engine_forked_off_ends_with_it(engines: Engines, options:
 
 
 async def test_what_a_crashed_engine_forked_off_does_not_outlive_it(engines: Engines) -> None:
-    engine = engines.make("--fork", "--hold-pipes", "--crash-after", "0.2")
+    engine = engines.make("--fork", "--hold-pipes")
     await ready(engine)
     forked = await lingering(engines)
+    await crash(engine)
     await eventually(lambda: State.BACKOFF in engines.states, "the crash to be seen")
     assert not any(lives(pid) for pid in forked)
 
@@ -217,9 +219,9 @@ async def test_a_program_that_is_not_there_fails_with_its_name(engines: Engines)
 @pytest.mark.parametrize("how", ["exit", "abort", "kill"])
 async def test_a_crash_after_ready_is_followed_by_a_new_start(engines: Engines, how: str, folder: Path) -> None:
     starts = folder / "starts"
-    crash = ("--crash-after", "0.1", "--crash-with", how, "--crash-first", "1", "--state", str(starts))
-    engine = engines.make(*crash)
+    engine = engines.make("--crash-with", how, "--state", str(starts))
     first = await ready(engine)
+    await crash(engine)
     await eventually(lambda: engines.states.count(State.READY) == 2, "the second start")
     assert engine.status.pid not in (None, first)
     assert engine.status.restarts == 1
@@ -229,9 +231,12 @@ async def test_a_crash_after_ready_is_followed_by_a_new_start(engines: Engines, 
 
 
 async def test_crashes_in_a_row_end_in_failed(engines: Engines) -> None:
-    engine = engines.make("--crash-after", "0.5")
-    await ready(engine)
-    await eventually(lambda: engine.status.state is State.FAILED, "the last restart")
+    engine = engines.make()
+    for crashes in range(1, 2 + LIMITS.restarts):
+        await ready(engine)
+        await crash(engine)
+        assert engine.status.restarts == min(crashes, LIMITS.restarts)
+    await eventually(lambda: engine.status.state is State.FAILED, "the end")
     assert engines.states.count(State.STARTING) == 1 + LIMITS.restarts
     assert "3 times in a row" in engine.status.reason
     with pytest.raises(EngineFailed, match="3 times in a row"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -145,10 +147,11 @@ async def test_an_engine_that_never_answers_is_given_up(folder: Path, tiny: Path
 
 
 async def test_an_engine_that_crashes_later_is_started_again(folder: Path, tiny: Path) -> None:
-    options = ("--crash-after", "0.3", "--crash-first", "1", "--state", str(folder / "starts"))
-    async with serving(folder, fake(*options)) as service:
+    async with serving(folder, fake()) as service:
         await service.load(path_request(tiny))
         first = await becomes(service, "tiny", ModelState.READY)
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGUSR1)
         await becomes(service, "tiny", ModelState.LOADING)
         second = await becomes(service, "tiny", ModelState.READY)
         assert first.pid != second.pid
