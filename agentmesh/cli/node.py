@@ -56,6 +56,7 @@ def run_node(options: Mapping[str, Any]) -> int:
         listen_all=bool(options["listen_all"]),
         api_keys=keys,
     )
+    _check_files(chosen.serve.ggufs)
     if options["background"]:
         _drop_stdin()
     for read_above in (JOIN_VARIABLE, KEY_VARIABLE):  # the workers and engines that the node starts need neither
@@ -64,6 +65,16 @@ def run_node(options: Mapping[str, Any]) -> int:
 
     code = run_process(Home.from_environment(), chosen)
     raise click.exceptions.Exit(code)
+
+
+def _check_files(ggufs: Sequence[str]) -> None:
+    """A node without the file that it was started for would run, and nobody look at why it serves nothing."""
+    for name in ggufs:
+        try:
+            Path(name).expanduser().open("rb").close()
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of ~nobody; ValueError: a NUL
+            why = error.strerror if isinstance(error, OSError) else error
+            raise InvalidInput(f"--gguf {safe_line(name)} can't be read: {why}. Give a GGUF file.") from error
 
 
 def _serve_options(options: Mapping[str, Any]) -> ServeOptions:

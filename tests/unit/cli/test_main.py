@@ -167,6 +167,13 @@ def test_the_thin_half_loads_nothing_heavy(code: str) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_a_node_is_not_started_for_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--gguf", str(tmp_path / "no\nfile.gguf")]) == 2
+    assert "file.gguf can't be read: No such file" in capsys.readouterr().err
+    assert run(["--gguf", str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [("--model", "x"), ("--gguf", "x"), ("--device", "x"), ("--ctx-size", "9")])
 def test_a_client_takes_no_options_of_serving(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--client", *option]) == 2
