@@ -71,10 +71,14 @@ def _check_files(ggufs: Sequence[str]) -> None:
     """A node without the file that it was started for would run, and nobody look at why it serves nothing."""
     for name in ggufs:
         try:
-            Path(name).expanduser().open("rb").close()
+            path = Path(name).expanduser()
+            if path.is_file():
+                path.open("rb").close()
+                continue
+            why = "There is no such file."
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of ~nobody; ValueError: a NUL
-            why = error.strerror if isinstance(error, OSError) else error
-            raise InvalidInput(f"--gguf {safe_line(name)} can't be read: {why}. Give a GGUF file.") from error
+            why = f"{str(error).rstrip('.')}."
+        raise InvalidInput(f"--gguf {safe_line(name)} can't be read. {safe_line(why)}")
 
 
 def _serve_options(options: Mapping[str, Any]) -> ServeOptions:
