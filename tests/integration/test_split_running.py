@@ -28,7 +28,7 @@ from agentmesh.inference.split.running import Held, PlanRunner
 from agentmesh.inference.split.shards import ShardMaker
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.serving import FakeMachine, FakeRunning
-from tests.integration.test_split_host import ANNA, ENGINE, HOST, World, a_plan, open_files, worlds
+from tests.integration.test_split_host import ANNA, ENGINE, HOST, WAIT_S, World, a_plan, open_files, worlds
 
 CAP = 1_000_000
 
@@ -38,7 +38,7 @@ class Runs:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.open_before = open_files()
+        self.open_before = open_files(world.root)
         self.memory = MemoryBook(self._devices, FakeMachine(), CAP)
         self.engines: list[FakeRunning] = []
         self.held: dict[str, Held] = {}
@@ -83,10 +83,10 @@ class Runs:
 
     async def nothing_is_left(self) -> None:
         assert self.running == []
-        await eventually(lambda: all(worker.open_now == 0 for worker in self.world.made.values()))
+        await eventually(lambda: all(worker.open_now == 0 for worker in self.world.made.values()), WAIT_S)
         assert await self.free() == CAP
         assert set(self.held.values()) <= {()}
-        assert open_files() == self.open_before  # other tests' leftovers are not ours
+        assert open_files(self.world.root) == self.open_before
 
     async def _devices(self, _engine: Engine) -> list[Device]:
         return []
@@ -126,7 +126,7 @@ async def test_an_end_that_is_cancelled_twice_leaves_no_engine_no_lease_and_no_p
         [engine] = here.engines
         engine.may_stop.clear()
         here.world.made[ANNA].streams[0].abort()
-        await eventually(lambda: engine.status.state is State.STOPPING)
+        await eventually(lambda: engine.status.state is State.STOPPING, WAIT_S)
         for _ in range(2):
             task.cancel()
             await asyncio.sleep(0)
@@ -142,7 +142,7 @@ async def test_a_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
     async with runs(tmp_path) as here:
         runner = await here.runner()
         task = asyncio.ensure_future(runner.run(a_plan(ANNA), 7, lambda: None))
-        await eventually(lambda: bool(here.world.made[ANNA].asks))
+        await eventually(lambda: bool(here.world.made[ANNA].asks), WAIT_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -175,11 +175,12 @@ async def test_memory_that_is_given_back_soon_is_waited_for(tmp_path: Path) -> N
         here.memory.promise_bytes("of the host before", None, CAP)
         runner, ready = await here.runner(), asyncio.Event()
         task = asyncio.ensure_future(runner.run(a_plan(ANNA), 7, ready.set))
-        await asyncio.sleep(0.05)
+        run = runner._run  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: "The host's part needs" in run.reason, WAIT_S)
         assert not ready.is_set()
         assert list(here.newest.values()) == [7]  # what is computed here for it was told to end
         here.memory.release("of the host before")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             await ready.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
