@@ -23,7 +23,7 @@ from agentmesh.mesh.streams import read_header
 from agentmesh.mesh.transport import Connection, Stream
 
 NOW_MS = 1_800_000_000_000
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Node:
     admitted: list[Admitted] = field(default_factory=list[Admitted])
     errors: list[AgentMeshError] = field(default_factory=list[AgentMeshError])
     published: list[Draft] = field(default_factory=list[Draft])
+    admit_s: float = WAIT_S  # for the handshake of who connects here; a slow disk is asked within it
 
     def __post_init__(self) -> None:
         self.authority = Authority(self.key, self.membership, self.trust, self.clock)
@@ -74,7 +75,7 @@ class Node:
 
     async def on_connection(self, connection: Connection) -> None:
         try:
-            admitted = await self.admission.admit(connection, timeout_s=2.0)
+            admitted = await self.admission.admit(connection, timeout_s=self.admit_s)
         except AgentMeshError as error:
             self.errors.append(error)
             return
@@ -103,7 +104,9 @@ class Node:
         """Connect and introduce; the link stays open and both sides serve it."""
         connection = await self.transport.dial(other.public, other.address, WAIT_S)
         try:
-            admitted = await self.admission.introduce(connection, decode_token(token) if token else None)
+            admitted = await self.admission.introduce(
+                connection, decode_token(token) if token else None, timeout_s=2 * WAIT_S
+            )
         except AgentMeshError:
             connection.close("refused")
             raise

@@ -28,12 +28,15 @@ from agentmesh.inference.models.source import Body, WantedFile
 from agentmesh.inference.models.transfer import fetch
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
-from tests.fakes.bulk_world import read_all
+from tests.fakes.bulk_world import read_all, unhurried
 from tests.fakes.mesh_nodes import TestNode, eventually
 
 REPO = "maker/Tiny-GGUF"
 COMMIT = "c" * 40
-QUICK = FetchLimits(ask_s=3.0, stall_s=0.5, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
+WAIT_S = 30.0
+QUICK = FetchLimits(ask_s=WAIT_S, stall_s=0.5, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
+# For peers that give as they should: however slow the machine is, none is left.
+PATIENT = FetchLimits(ask_s=WAIT_S, stall_s=WAIT_S, slow_bytes_per_s=0.0)
 SMALL = b"GGUF" + random.Random(5).randbytes(3_000_000)
 
 
@@ -107,7 +110,7 @@ class Cluster:
     async def open(self, peer: bytes) -> Stream:
         return await self.client.mesh.open_stream(peer, StreamKind.BLOB)
 
-    def source(self, *, patient: bool = False, limits: FetchLimits = QUICK) -> PeerSource:
+    def source(self, *, patient: bool = False, limits: FetchLimits = PATIENT) -> PeerSource:
         loop = asyncio.get_running_loop()
         return PeerSource(loop, self.open, lambda: self.order, patient=patient, limits=limits)
 
@@ -115,7 +118,7 @@ class Cluster:
         """What lies in the cache after a download from the members, then from `hub`."""
         sources = [source or self.source(), hub]
         path = await asyncio.wait_for(
-            asyncio.to_thread(fetch, file, sources, self.cache, lambda *_: None, lambda _: None), 60
+            asyncio.to_thread(fetch, file, sources, self.cache, lambda *_: None, lambda _: None), 100
         )
         return path.read_bytes()
 
@@ -124,11 +127,11 @@ class Cluster:
         stream = await self.open(self.order[number])
         await stream.write(request)
         await stream.end()
-        return await asyncio.wait_for(read_all(stream), 10)
+        return await asyncio.wait_for(read_all(stream), WAIT_S)
 
 
 async def read_request(stream: Stream) -> object:
-    return await asyncio.wait_for(read_frame(stream, request_decoder, MAX_BLOB_ANSWER_BYTES), 10)
+    return await asyncio.wait_for(read_frame(stream, request_decoder, MAX_BLOB_ANSWER_BYTES), WAIT_S)
 
 
 def liar(
@@ -172,11 +175,12 @@ async def clusters(root: Path) -> AsyncIterator[MakeCluster]:
         client = TestNode(root, "client", fast_path=fast_path)
         for node in (*others, client):
             await (await node.join(await first.token())).start()
-        await eventually(lambda: len(client.mesh.peers()) == givers)
+        await eventually(lambda: len(client.mesh.peers()) == givers, WAIT_S)
         made.append(Cluster(root, client, [first, *others]))
         return made[-1]
 
-    yield cluster
+    with unhurried():
+        yield cluster
     for one in made:
         for service in one.services:
             await service.close()

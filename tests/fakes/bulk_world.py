@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import pytest
+
 from agentmesh.core.errors import AgentMeshError, Unreachable
+from agentmesh.mesh import bulk, bulk_wiring
 from agentmesh.mesh.authority import Draft
 from agentmesh.mesh.bulk import BulkStreams, BulkSurroundings
 from agentmesh.mesh.links import OnStream
@@ -21,6 +24,21 @@ from agentmesh.mesh.transport import Connection, Stream
 from tests.fakes.admission_world import Node, World
 
 PIECE_BYTES = 64 * 1024
+WAIT_S = 30.0
+PATIENT_MS = 60_000
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """A path that works is waited for, however long the machine stands still: else, after 0.3 s, a stream goes over QUIC.
+
+    A test that sets one of these itself does so within this, with a pytest.MonkeyPatch of its own: they are put back in order.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "BULK_HEAD_START_MS", PATIENT_MS)
+        patch.setattr(bulk, "BULK_WAIT_MS", PATIENT_MS)
+        patch.setattr(bulk_wiring, "LINK_S", WAIT_S)
+        yield
 
 
 async def echo(peer: bytes, stream: Stream) -> None:
@@ -70,14 +88,14 @@ class BulkNode:
             self._slow_addresses[other.public] = other.slow_address
 
     async def open(self, other: BulkNode, kind: StreamKind = StreamKind.HTTP) -> Stream:
-        return await asyncio.wait_for(self.bulk.open_stream(other.public, kind), 15)
+        return await asyncio.wait_for(self.bulk.open_stream(other.public, kind), WAIT_S)
 
     async def ask(self, other: BulkNode, question: bytes, kind: StreamKind = StreamKind.HTTP) -> bytes:
         """What `other`'s service answers."""
         stream = await self.open(other, kind)
         async with asyncio.TaskGroup() as group:
             group.create_task(_send(stream, question))
-            return await asyncio.wait_for(read_all(stream), 30)
+            return await asyncio.wait_for(read_all(stream), 2 * WAIT_S)
 
     async def close(self) -> None:
         await self.bulk.close()
@@ -90,7 +108,7 @@ class BulkNode:
         self.over_quic.append(node)
         if node not in self._slow_addresses:
             raise Unreachable("no QUIC either")
-        return await (await self._slow.dial(node, self._slow_addresses[node], 5.0)).open_stream()
+        return await (await self._slow.dial(node, self._slow_addresses[node], WAIT_S)).open_stream()
 
     async def _slow_connection(self, connection: Connection) -> None:
         try:
@@ -128,8 +146,9 @@ async def two_members(folder: Path, *, host: str = "127.0.0.1") -> AsyncIterator
         await server.listen(host)
         await client.listen(host)
         client.knows(server)
-        async with asyncio.timeout(60):
-            yield server, client
+        with unhurried():
+            async with asyncio.timeout(100):
+                yield server, client
     finally:
         await client.close()
         await server.close()
@@ -139,7 +158,7 @@ async def two_members(folder: Path, *, host: str = "127.0.0.1") -> AsyncIterator
 Pair = tuple[BulkNode, BulkNode]
 
 
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = WAIT_S) -> None:
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.01)
@@ -162,4 +181,4 @@ async def both_ends(pair: Pair) -> tuple[Stream, Stream]:
 
     server.services[StreamKind.BLOB] = keep
     near = await client.open(server, StreamKind.BLOB)
-    return near, await asyncio.wait_for(arrived.get(), 10)
+    return near, await asyncio.wait_for(arrived.get(), WAIT_S)

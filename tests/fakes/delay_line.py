@@ -36,7 +36,7 @@ NETWORK = "10.78.0"
 MTU = 1_500
 QUEUE_BYTES = 16 << 20  # of one host's packets on their way, beyond which they are dropped
 READ_PACKETS = 64  # of one host, before the others have a turn
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 IDLE_S = 60.0
 
 _CLONE_NEWNET = 0x40000000
@@ -99,7 +99,7 @@ class DelayLine:
     def __exit__(self, *_: object) -> None:
         if self._router is not None:
             self._router.kill()
-            self._router.wait(10)
+            self._router.wait(30)
             for pipe in (self._router.stdin, self._router.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -153,7 +153,7 @@ class DelayLine:
 
 
 def _ip(*arguments: str, check: bool = True) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=60, check=False)
     if check and done.returncode != 0:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 

@@ -24,9 +24,10 @@ from tests.fakes.admission_world import NOW_MS, WAIT_S, FakeClock, Node, World
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr("agentmesh.mesh.control_service.ANSWER_TIMEOUT_S", WAIT_S)  # answers wait for a disk
     made = World(tmp_path)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         yield made
         await made.close()
 

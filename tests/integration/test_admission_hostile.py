@@ -29,9 +29,10 @@ from tests.fakes.admission_world import NOW_MS, WAIT_S, World
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr("agentmesh.mesh.control_service.ANSWER_TIMEOUT_S", WAIT_S)  # answers wait for a disk
     made = World(tmp_path)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         yield made
         await made.close()
 
@@ -45,6 +46,7 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 async def test_a_client_that_says_nothing_is_dropped_in_time(world: World) -> None:
     founder = await world.found()
+    founder.admit_s = 0.2
     node = await world.newcomer("stranger", await founder.invite())
     connection = await node.transport.dial(founder.public, founder.address, WAIT_S)
     await asyncio.wait_for(connection.wait_closed(), WAIT_S)
