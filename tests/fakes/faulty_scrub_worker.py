@@ -13,7 +13,8 @@ import time
 from agentmesh.blackboard import scrub_frames as frames
 from agentmesh.blackboard import scrub_worker as real
 
-CPU_LIMIT_S = 0.3
+SPIN_S = 0.3  # of processor time
+CPU_LIMIT_S = 60.0  # for any other text: a machine that stands still may count that as well
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     real._write(1, frames.Ready())
     while (request := real._read(0)) is not None:
         assert isinstance(request, frames.Text)
-        real.set_alarms(CPU_LIMIT_S, setup.alarm_s)
+        real.set_alarms(SPIN_S if "SPIN" in request.text else CPU_LIMIT_S, setup.alarm_s)
         _misbehave(request)
         real.set_alarms(0, 0)
         real._write(1, frames.Scrubbed(request.number, request.text.lower(), (), "SECRET" in request.text))

@@ -34,13 +34,16 @@ from benchmarks.corpus.generate import credentials, people
 ROOT = Path(__file__).resolve().parents[2]
 FAULTY = (sys.executable, "-m", "tests.fakes.faulty_scrub_worker")
 CONTEXT = ScrubContext(users=("quentin",), secrets=(SecretValue("SHOP_KEY", "correct-horse-9"),))
-LIMIT_S = 30
+LIMIT_S = 60
+START_S = 100  # until the real worker answers: its imports take 2 s alone, 17 beside three that compute
+HANG_S = 4.0  # after which a text that hangs is given up, where that is waited for; no other text may take as long
 
 
 def faulty(*options: str, **settings: float | bool) -> ScrubPool:
     """A pool whose workers misbehave when a text says so."""
     return ScrubPool(
-        CONTEXT, ScrubSettings(**{"command": (*FAULTY, *options), "text_limit_s": 0.5, "spare_after_s": 0.0} | settings)
+        CONTEXT,
+        ScrubSettings(**{"command": (*FAULTY, *options), "text_limit_s": LIMIT_S, "spare_after_s": 0.0} | settings),
     )  # type: ignore[arg-type]
 
 
@@ -83,9 +86,9 @@ def samples() -> list[str]:
 
 
 async def test_the_real_worker_masks_exactly_what_the_rules_say(samples: list[str]) -> None:
-    pool = ScrubPool(CONTEXT, ScrubSettings(spare=False))
+    pool = ScrubPool(CONTEXT, ScrubSettings(spare=False, start_limit_s=START_S, wait_limit_s=START_S))
     try:
-        answers = await asyncio.wait_for(pool.scrub_many(samples), LIMIT_S)
+        answers = await asyncio.wait_for(pool.scrub_many(samples), START_S)
         assert answers == [scrub_purely(text, CONTEXT) for text in samples]
         answer = await pool.scrub(
             "quentin said that correct-horse-9 opens the shop, ask eva.stone@acme.io about the rest of it"
@@ -109,7 +112,8 @@ async def test_secrets_of_the_environment_are_not_on_the_workers_command_line_or
         assert b"correct-horse-9" not in Path(f"/proc/{pool.worker_pids[0]}/{file}").read_bytes()
 
 
-async def test_a_text_that_hangs_is_refused_and_only_that_one_and_order_is_kept(pool: ScrubPool) -> None:
+async def test_a_text_that_hangs_is_refused_and_only_that_one_and_order_is_kept() -> None:
+    pool = faulty(text_limit_s=HANG_S)
     finished: list[str] = []
 
     async def one(text: str) -> str | type[Exception]:
@@ -123,7 +127,10 @@ async def test_a_text_that_hangs_is_refused_and_only_that_one_and_order_is_kept(
         return answer
 
     texts = [f"SLOW {i}" for i in range(6)] + ["HANG"] + [f"SLOW {i}" for i in range(6, 12)]
-    answers = await asyncio.wait_for(asyncio.gather(*(one(text) for text in texts)), LIMIT_S)
+    try:
+        answers = await asyncio.wait_for(asyncio.gather(*(one(text) for text in texts)), LIMIT_S)
+    finally:
+        await pool.close()
     assert answers == [ScrubberTimeout if text == "HANG" else text.lower() for text in texts]
     assert finished == [f"slow {i}" for i in range(12)]
 
@@ -140,7 +147,7 @@ async def test_a_worker_killed_in_the_middle_of_a_text_fails_closed_and_the_spar
     first, spare = pool.worker_pids
     hanging = asyncio.gather(pool.scrub("HANG"), return_exceptions=True)
     behind = asyncio.gather(pool.scrub("BEHIND"), return_exceptions=True)
-    await asyncio.sleep(0.1)
+    await until(lambda: len(pool._sent) == 2, "the worker has both texts")
     os.kill(first, signal.SIGKILL)
     assert isinstance((await asyncio.wait_for(hanging, LIMIT_S))[0], ScrubberTimeout)
     assert (await asyncio.wait_for(behind, LIMIT_S))[0].text == "behind"  # type: ignore[union-attr]
@@ -151,8 +158,8 @@ async def test_a_worker_killed_between_two_texts_costs_none(pool: ScrubPool) -> 
     await pool.warm()
     pid = pool.worker_pids[0]
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: not alive(pid), "the worker is gone")
-    await asyncio.sleep(0.1)
+    # Its end is known before the next text comes; a text that it was sent would be refused.
+    await until(lambda: pool._worker is not None and not pool._worker.running, "the worker's end is seen")
     assert (await pool.scrub("NEXT")).text == "next"
 
 
@@ -252,9 +259,10 @@ def test_workers_end_when_their_node_is_killed_even_in_the_middle_of_a_text(text
         "    pool = ScrubPool(CONTEXT, ScrubSettings(command=FAULTY, text_limit_s=60, alarm_s=1.0, spare_after_s=0))\n"
         "    await pool.warm()\n"
         "    await until(lambda: len(pool.worker_pids) == 2, 'a spare')\n"
+        "    pids = pool.worker_pids\n"
         f"    task = asyncio.gather(pool.scrub({text!r}))\n"
-        "    await asyncio.sleep(0.2)\n"
-        "    print(*pool.worker_pids, flush=True)\n"
+        "    await asyncio.wait([task], timeout=0.2)\n"
+        "    print(*pids, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
