@@ -31,7 +31,7 @@ PINS: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_te
 NODE_VERSION: str = PINS.pop("node")
 AGENTS: tuple[str, ...] = tuple(PINS)
 INSTALL_TIMEOUT_S = 540.0  # 20 s each on a fast line; together they are 2 GB
-VERSION_TIMEOUT_S = 60.0
+VERSION_TIMEOUT_S = 120.0
 NOWHERE = "http://127.0.0.1:9"  # refuses at once what would otherwise wait for a network that is not there
 
 # Found when this is imported: the fixtures of the tests change the environment.

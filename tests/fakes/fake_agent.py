@@ -41,7 +41,7 @@ if verb == "wait":
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, caught)
     open(base + ".ready", "w").close()
-    signal.alarm(60)
+    signal.alarm(110)
     while True:
         signal.pause()
 sys.exit(int(number or 0))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agentmesh.core.clock import SystemClock
+from agentmesh.core.clock import Clock, SystemClock
 from agentmesh.core.errors import StorageError
 from agentmesh.core.paths import Home
 from agentmesh.core.units import DAY_MS, HOUR_MS
@@ -26,6 +26,17 @@ from agentmesh.mesh.transport import Transport
 TEXT = KindRule(name="text", max_payload_bytes=4_096, max_lifetime_ms=48 * HOUR_MS, register=Register.ID, quota=True)
 RULES = mesh_rules(TEXT)
 CLOCK = SystemClock()
+EVENTUALLY_S = 60.0  # what comes by itself comes in milliseconds; what has to be repaired, within 30 s
+
+
+class LateClock:
+    """The machine's wall clock, set forward by as much as a test says: what expires does so when the test is ready for it."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return CLOCK.now_ms() + self.ahead_ms
 
 
 class MemoryStore:
@@ -76,6 +87,7 @@ class TestNode:
         *,
         fast_path: bool = False,
         bind_host: str = "127.0.0.1",
+        clock: Clock = CLOCK,
     ) -> None:
         self.home = Home(root / name)
         self.home.prepare()
@@ -87,10 +99,13 @@ class TestNode:
         self._transport = transport
         self._fast_path = fast_path
         self._bind_host = bind_host
+        self._clock = clock
 
     def found(self, policy: Policy | None = None) -> TestNode:
         """Make this node the founder of a mesh."""
-        self._membership, self._first = found_mesh(self.home, self.key, "test", policy or Policy(), CLOCK.now_ms())
+        self._membership, self._first = found_mesh(
+            self.home, self.key, "test", policy or Policy(), self._clock.now_ms()
+        )
         self._bootstrap = ()
         return self
 
@@ -99,7 +114,7 @@ class TestNode:
         transport = self._transport(self.key)
         try:
             joined = await join_mesh(
-                read_tokens(tokens, CLOCK.now_ms()), self.home, self.key, transport, CLOCK, self.name
+                read_tokens(tokens, self._clock.now_ms()), self.home, self.key, transport, self._clock, self.name
             )
         finally:
             await transport.close()
@@ -114,7 +129,7 @@ class TestNode:
             transport=self._transport(self.key),
             store=self.store,
             rules=RULES,
-            clock=CLOCK,
+            clock=self._clock,
             settings=MeshSettings(self.name, self._bind_host, 0),
             bulk=TlsTransport(self.key) if self._fast_path else None,
         )
@@ -150,7 +165,7 @@ class TestNode:
         pass
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = EVENTUALLY_S) -> None:
     """Wait until `condition`, at most `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

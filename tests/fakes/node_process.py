@@ -28,9 +28,9 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-READY_TIMEOUT_S = 60.0  # 2 s alone on two cores; 30 and more where a dozen others compute
-END_TIMEOUT_S = 15.0
-COMMAND_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 90.0  # 2 s alone on two cores; 30 and more where a dozen others compute
+END_TIMEOUT_S = 30.0  # a node cuts itself off after 5; the machine may stand still meanwhile
+COMMAND_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True)
