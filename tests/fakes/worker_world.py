@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from agentmesh.core.errors import Unreachable
 from agentmesh.inference.blob_index import BlobIndex
@@ -33,9 +34,11 @@ from tests.fakes.mesh_nodes import TestNode, eventually
 from tests.fakes.rpc_world import members
 
 MB = 1_000_000
-QUICK = WorkerLimits(beat_s=0.05, silence_s=5.0, grace_s=0.5, tell_s=5.0, stuck_look_s=0.1, claim_s=0.5)
-SOON_STALLED = replace(QUICK, stall_s=0.6)
-LIMIT_S = 30.0  # of anything that is awaited
+# Nothing of it ends what should go on because this machine stood still for some seconds.
+QUICK = WorkerLimits(
+    beat_s=0.05, silence_s=60.0, stall_s=60.0, grace_s=0.5, tell_s=30.0, remove_s=30.0, stuck_look_s=0.1, claim_s=0.5
+)
+LIMIT_S = 60.0  # of anything that is awaited
 _said = msgspec.msgpack.Decoder(JobSaid)
 _pong = msgspec.msgpack.Decoder(JobPong)
 
@@ -204,6 +207,10 @@ class WorkerWorld:
         self.node.mesh.serve(StreamKind.JOB, self.worker.serve_job)
         return self.worker
 
+    def limit(self, **changes: float) -> None:
+        """Change these of its limits, for whoever asks from now on."""
+        self.worker._limits = replace(self.worker._limits, **changes)
+
     async def give(self, *files: Path) -> BlobService:
         """The host gives these files to members."""
         index = BlobIndex(HubCache(self.root / "host-hub"), FileIdentities.of_home(self.host.home), lambda: files)
@@ -221,11 +228,16 @@ class WorkerWorld:
         await host.frames.write_struct(ask)
         return host
 
+    def terms(self) -> list[int]:
+        """Of the jobs that are not over."""
+        return [job.term for job in self.worker.status()]
+
     async def ping(self) -> JobPong | None:
         frames = FrameStream(await open_stream(self.host, self.node, StreamKind.JOB))
         await frames.write_struct(JobPing())
         pong = await frames.read_struct(_pong)
         assert await frames.read_frame() is None
+        await frames.end()
         return pong
 
     async def connect(
@@ -244,7 +256,7 @@ class WorkerWorld:
 
     async def nothing_left(self) -> None:
         """No job, and nothing of one."""
-        await eventually(lambda: self.worker.status() == [])
+        await eventually(lambda: self.worker.status() == [], LIMIT_S)
         assert self.memory.machine_free_bytes() == self.machine.total
         assert self.told.worked == [] or self.told.worked[-1].held == ()
         folder = self.node.home.run / "engines"
@@ -260,6 +272,14 @@ class WorkerWorld:
 
     async def _devices_now(self, _: Engine) -> tuple[Device, ...]:
         return self.devices
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is there, and no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def open_stream(by: TestNode, to: TestNode, kind: StreamKind) -> Stream:
