@@ -16,9 +16,10 @@ from agentmesh.inference.proxy.dispatch import Dispatcher
 from agentmesh.inference.proxy.metrics import Metrics
 from agentmesh.inference.proxy.ports import Outcome, Refused, Wanted
 from agentmesh.mesh.logic.record import Record
-from tests.fakes.mesh_nodes import TestNode, eventually
+from tests.fakes.mesh_nodes import LateClock, TestNode, eventually
 
 WANTED = Wanted("alpha", "/v1/chat/completions")
+LIFETIME_MS = 60_000
 OFFER = NodeOffer(OFFER_VERSION, "0", "", 0, (ServedModel("alpha", ready=True, context_tokens=4096),))
 
 
@@ -44,10 +45,16 @@ class Follower(TestNode):
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[tuple[TestNode, Follower]]:
+def clock() -> LateClock:
+    """Of both nodes."""
+    return LateClock()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, clock: LateClock) -> AsyncIterator[tuple[TestNode, Follower]]:
     """A host and a client of one mesh."""
-    host = await TestNode(tmp_path, "host").found().start()
-    client = Follower(tmp_path, "client")
+    host = await TestNode(tmp_path, "host", clock=clock).found().start()
+    client = Follower(tmp_path, "client", clock=clock)
     await (await client.join(await host.token())).start()
     await eventually(lambda: bool(client.mesh.peers()))
     yield host, client
@@ -56,12 +63,13 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[TestNode, Follower]]:
 
 
 async def test_a_model_is_asked_for_refused_while_its_host_failed_and_unknown_once_its_presence_expired(
-    pair: tuple[TestNode, Follower],
+    pair: tuple[TestNode, Follower], clock: LateClock
 ) -> None:
     host, client = pair
     loop, directory = asyncio.get_running_loop(), client.directory
-    dispatcher = Dispatcher(directory, Metrics(), loop.time, loop.call_later)
-    await host.mesh.publish("node", b"", encode_offer(OFFER), 2_000)
+    now_s = loop.time()  # and remains so: a host that failed is left alone for a second
+    dispatcher = Dispatcher(directory, Metrics(), lambda: now_s, loop.call_later)
+    await host.mesh.publish("node", b"", encode_offer(OFFER), LIFETIME_MS)
     await eventually(lambda: bool(directory.models()))
     lease = dispatcher.try_acquire(WANTED)
     assert lease is not None
@@ -70,7 +78,8 @@ async def test_a_model_is_asked_for_refused_while_its_host_failed_and_unknown_on
     with pytest.raises(Refused) as away:
         dispatcher.try_acquire(WANTED)
     assert (away.value.status, away.value.retry_after_s is not None) == (503, True)
-    await eventually(lambda: not directory.models(), 10)
+    clock.ahead_ms = LIFETIME_MS
+    await eventually(lambda: not directory.models())
     with pytest.raises(Refused) as gone:
         dispatcher.try_acquire(WANTED)
     assert gone.value.status == 404
