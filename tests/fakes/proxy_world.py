@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from agentmesh.core.errors import Unreachable
 from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
@@ -22,11 +23,18 @@ from agentmesh.inference.proxy.settings import ApiSettings
 from agentmesh.mesh.memory import MemoryConnection, MemoryNetwork, MemoryTransport
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Connection, Stream
+from tests.fakes.raw_client import WAIT_S, Client, Reply
 
 OWN = bytes(32)
-WAIT_S = 10.0
 CHAT = "/v1/chat/completions"
-FAST = ApiSettings(sweep_s=0.02)
+
+
+def fast(**settings: Any) -> ApiSettings:
+    """Deadlines are looked at often. Time to connect to engines and peers also where a process stands still for a second."""
+    return ApiSettings(**{"sweep_s": 0.02, "connect_s": WAIT_S, "peer_open_s": WAIT_S, **settings})
+
+
+FAST = fast()
 
 
 def model(name: str, slots: int = 4) -> ServedModel:
@@ -190,74 +198,6 @@ class Backend:
             writer.close()
 
 
-class Reply:
-    """A response as a client saw it."""
-
-    def __init__(self, head: str, body: bytes) -> None:
-        self.head = head
-        self.body = body
-
-    @property
-    def status(self) -> int:
-        return int(self.head.split(" ")[1])
-
-    def header(self, name: str) -> str | None:
-        for line in self.head.split("\r\n")[1:]:
-            key, _, value = line.partition(":")
-            if key.lower() == name.lower():
-                return value.strip()
-        return None
-
-    def json(self) -> dict[str, object]:
-        return json.loads(self.body)
-
-
-class Client:
-    """A raw client."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def head(self) -> str:
-        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), WAIT_S)).decode("latin-1")
-
-    async def exactly(self, count: int) -> bytes:
-        return await asyncio.wait_for(self.reader.readexactly(count), WAIT_S)
-
-    async def rest(self) -> bytes:
-        """Until the server ends the connection."""
-        return await asyncio.wait_for(self.reader.read(-1), WAIT_S)
-
-    async def reply(self, *, has_body: bool = True) -> Reply:
-        """One whole response."""
-        head = await self.head()
-        seen = Reply(head, b"")
-        if not has_body or seen.status in (204, 100, 102):
-            return seen
-        if (length := seen.header("content-length")) is not None:
-            seen.body = await self.exactly(int(length))
-        elif seen.header("transfer-encoding") == "chunked":
-            while size := int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), WAIT_S), 16):
-                seen.body += await self.exactly(size)
-                assert await self.exactly(2) == b"\r\n"
-            assert await self.exactly(2) == b"\r\n"
-        else:
-            seen.body = await self.rest()
-        return seen
-
-    async def ask(self, data: bytes) -> Reply:
-        await self.send(data)
-        return await self.reply()
-
-    def close(self) -> None:
-        self.writer.transport.abort()
-
-
 def post(body: bytes | dict[str, object], path: str = CHAT, headers: str = "", version: str = "1.1") -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     start = f"POST {path} HTTP/{version}\r\nHost: localhost\r\n{headers}Content-Length: {len(data)}\r\n\r\n"
@@ -306,6 +246,26 @@ class World:
 
     async def ask(self, data: bytes) -> Reply:
         return await (await self.client()).ask(data)
+
+    async def pass_time(self, seconds: float) -> None:
+        """So much time passes at once for whatever has a deadline here; back when the server has noticed."""
+        await self.looked()
+        parts, before = self.server.parts, self.server.parts.now
+        parts.now = lambda: before() + seconds
+        await self.looked()
+
+    async def looked(self) -> None:
+        """The server has looked once more at all deadlines."""
+        engines, has_looked = self.server.parts.engines, asyncio.Event()
+        sweep = engines.sweep
+
+        def look(now_s: float) -> None:  # the last one in each round
+            sweep(now_s)
+            has_looked.set()
+
+        engines.sweep = look
+        await asyncio.wait_for(has_looked.wait(), WAIT_S)
+        engines.sweep = sweep
 
     async def settled(self) -> None:
         """Nothing is in progress any more, and nothing is held for it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.quic_endpoint import QuicEndpoint
 from agentmesh.mesh.quic_link import QuicLink
-from tests.integration.transport_pairs import Nodes
+from tests.integration.transport_pairs import WAIT_S, Nodes
 
 
 def endpoint_of(transport: object) -> QuicEndpoint:
@@ -23,7 +23,7 @@ def target_of(nodes: Nodes) -> tuple[str, int]:
     return host, int(port)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
     """Wait until `condition()` holds."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.inference.proxy.settings import ApiSettings
 from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
-from tests.fakes.proxy_world import WAIT_S, PeerLinks, World, answer, post, proxy_world, says, until
+from tests.fakes.proxy_world import WAIT_S, PeerLinks, World, answer, fast, post, proxy_world, says, until
 
 GREEDY, HONEST = b"g" * 32, b"h" * 32
-SETTINGS = ApiSettings(max_peer_requests=8, max_requests_of_a_peer=2, max_bodies_bytes=10_000, sweep_s=0.02)
+SETTINGS = fast(max_peer_requests=8, max_requests_of_a_peer=2, max_bodies_bytes=10_000)
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nx-agentmesh-model: m\r\nContent-Length: {}\r\n\r\n"
 
 Open = Callable[[bytes], Awaitable[Stream]]

@@ -12,8 +12,10 @@ import pytest
 import uvloop
 
 from agentmesh.core.errors import InvalidInput
+from agentmesh.inference.logic.proxy_limits import BODY_IDLE_S, HEADER_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S
+from agentmesh.inference.proxy import phase
 from agentmesh.inference.proxy.settings import ApiSettings
-from tests.fakes.proxy_world import CHAT, Backend, World, answer, post, proxy_world, says, until
+from tests.fakes.proxy_world import CHAT, WAIT_S, Backend, World, answer, fast, post, proxy_world, says, until
 
 ASK = {"model": "m"}
 HOST = "Host: localhost\r\n"
@@ -186,7 +188,7 @@ async def test_head_is_answered_without_a_body(world: World) -> None:
 
 @pytest.mark.parametrize("listen_all", [True, False])
 async def test_keys_are_asked_for_once_there_are_any(tmp_path: Path, listen_all: bool) -> None:
-    settings = ApiSettings(listen_all=listen_all, api_keys=frozenset({"right", "also"}), sweep_s=0.02)
+    settings = fast(listen_all=listen_all, api_keys=frozenset({"right", "also"}))
     async with proxy_world(tmp_path, settings) as world:
         await world.backend(says(answer(b"{}")))
         for wrong in ("", "Authorization: Bearer wrong\r\n", "Authorization: Basic right\r\n", "x-api-key: righ\r\n"):
@@ -219,7 +221,7 @@ async def test_a_chunked_body_reaches_the_engine_without_chunks(world: World) ->
 
 
 async def test_bodies_beyond_their_limits_are_refused(tmp_path: Path) -> None:
-    settings = ApiSettings(max_body_bytes=10_000, max_bodies_bytes=12_000, sweep_s=0.02)
+    settings = fast(max_body_bytes=10_000, max_bodies_bytes=12_000)
     async with proxy_world(tmp_path, settings) as world:
         assert (await world.ask(post(b"x" * 10_001))).status == 413
         chunked = raw(f"POST {CHAT} HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n") + b"2711\r\n" + b"x" * 10_001
@@ -233,34 +235,39 @@ async def test_bodies_beyond_their_limits_are_refused(tmp_path: Path) -> None:
 
 
 async def test_slow_heads_slow_bodies_and_idle_connections_are_ended(tmp_path: Path) -> None:
-    settings = ApiSettings(sweep_s=0.02, header_timeout_s=0.1, body_idle_s=0.1, keep_alive_s=0.1, linger_s=0.1)
-    async with proxy_world(tmp_path, settings) as world:
+    async with proxy_world(tmp_path) as world:
         slow_head, slow_body, idle = [await world.client() for _ in range(3)]
         await slow_head.send(b"POST / HT")
         await slow_body.send(raw(f"POST {CHAT} HTTP/1.1\r\n{HOST}Content-Length: 9\r\n\r\n{{"))
+        await until(lambda: {each.phase for each in world.server._clients} == {phase.IDLE, phase.HEAD, phase.BODY})
+        await world.pass_time(HEADER_TIMEOUT_S)
         assert b" 408 " in await slow_head.rest()
+        await world.pass_time(BODY_IDLE_S - HEADER_TIMEOUT_S)
         assert b" 408 " in await slow_body.rest()
+        assert phase.IDLE in {each.phase for each in world.server._clients}
+        await world.pass_time(KEEP_ALIVE_S - BODY_IDLE_S)
         assert await idle.rest() == b""
         await until(lambda: world.server.clients == 0)
         await world.settled()
 
 
 async def test_a_drop_of_head_now_and_then_does_not_hold_a_connection(tmp_path: Path) -> None:
-    async with proxy_world(tmp_path, ApiSettings(sweep_s=0.02, header_timeout_s=0.2, linger_s=0.1)) as world:
+    async with proxy_world(tmp_path, fast(header_timeout_s=0.2, linger_s=0.1)) as world:
         client = await world.client()
         with pytest.raises(ConnectionError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_S):
                 while True:
                     await client.send(b"x")
                     await asyncio.sleep(0.02)
 
 
 async def test_too_many_connections_are_turned_away(tmp_path: Path) -> None:
-    async with proxy_world(tmp_path, ApiSettings(sweep_s=0.02, max_connections=3)) as world:
+    async with proxy_world(tmp_path, fast(max_connections=3)) as world:
         clients = [await world.client() for _ in range(3)]
         await until(lambda: world.server.clients == 3)
         assert b" 503 " in await (await world.client()).rest()
         clients[0].close()
+        await world.pass_time(LINGER_S)  # after which the one that was turned away is forgotten
         await until(lambda: world.server.clients == 3 - 1)
         assert (await world.ask(raw(f"GET /health HTTP/1.1\r\n{HOST}\r\n"))).status == 200
 
@@ -283,8 +290,12 @@ async def test_memory_does_not_grow_with_requests(tmp_path: Path) -> None:
             return psutil.Process().memory_info().rss
 
         await many(1500)
-        before = await many(1500)
-        assert await many(3000) < before * 1.05
+        before, after = 0, await many(1500)
+        for _ in range(3):  # a leak grows each time; what else this process holds does so once
+            before, after = after, await many(3000)
+            if after < before * 1.05:
+                return
+        raise AssertionError(f"{before:,} bytes, then {after:,}")
 
 
 def _forget(backend: Backend) -> None:

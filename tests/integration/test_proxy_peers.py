@@ -13,7 +13,6 @@ import uvloop
 
 from agentmesh.core.errors import AgentMeshError
 from agentmesh.inference.proxy.ports import Outcome
-from agentmesh.inference.proxy.settings import ApiSettings
 from agentmesh.mesh.transport import Stream
 from tests.fakes.proxy_world import (
     OWN,
@@ -24,6 +23,7 @@ from tests.fakes.proxy_world import (
     World,
     answer,
     chunk,
+    fast,
     peer_target,
     post,
     proxy_world,
@@ -136,7 +136,7 @@ async def test_a_client_that_leaves_frees_the_slot_across_the_mesh(two: Two) -> 
     await client.send(post(ASK))
     await until(lambda: len(engine.calls) == 1)
     client.writer.close()
-    await asyncio.wait_for(left.wait(), 1)
+    await asyncio.wait_for(left.wait(), WAIT_S / 2)
     await two.here.settled()
     await two.there.settled()
     assert two.there.dispatch.outcomes == [Outcome.CANCELLED]
@@ -156,7 +156,7 @@ async def test_a_peer_lost_before_its_first_byte_is_tried_elsewhere_at_once(two:
     else:
         two.links.network.cut(OWN, PEER)
         two.here.server.peer_lost(PEER)
-    assert (await asyncio.wait_for(asking, 2)).body == b'"near"'
+    assert (await asyncio.wait_for(asking, WAIT_S / 2)).body == b'"near"'
     assert two.here.dispatch.outcomes == [Outcome.UNREACHABLE, Outcome.ANSWERED]
     two.links.network.heal(OWN, PEER)
 
@@ -177,7 +177,7 @@ async def test_a_peer_lost_in_the_middle_ends_the_stream_with_an_error_event(two
 
 
 async def test_a_peer_that_cannot_be_opened_in_time_is_tried_elsewhere(tmp_path: Path) -> None:
-    async with proxy_world(tmp_path, ApiSettings(sweep_s=0.02, peer_open_s=0.1)) as world:
+    async with proxy_world(tmp_path, fast(peer_open_s=0.1)) as world:
 
         async def never(node: bytes, kind: object) -> Stream:
             await asyncio.Event().wait()
@@ -234,7 +234,7 @@ async def test_what_no_node_sends_is_answered_with_a_reset(two: Two, bad: bytes)
 
 
 async def test_a_peers_body_that_is_too_large_is_refused_as_not_begun(tmp_path: Path) -> None:
-    async with proxy_world(tmp_path, ApiSettings(max_body_bytes=1000, sweep_s=0.02)) as there:
+    async with proxy_world(tmp_path, fast(max_body_bytes=1000)) as there:
         here = World(tmp_path)
         links = PeerLinks(here)
         await links.add(PEER, there.server.serve_peer)

@@ -15,7 +15,7 @@ from agentmesh.mesh.transport import Connection, Stream, Transport
 
 T = TypeVar("T")
 
-WAIT_S = 10.0  # no wait of these tests is longer
+WAIT_S = 60.0  # for what must come; no wait of these tests is longer
 
 
 async def within(awaitable: Awaitable[T], seconds: float = WAIT_S) -> T:
