@@ -27,10 +27,11 @@ from agentmesh.mesh.logic.limits import MAX_HANDSHAKES_PER_SOURCE
 from agentmesh.mesh.quic_tls import VALID_FROM, VALID_UNTIL
 from agentmesh.mesh.tls import TlsTransport
 from agentmesh.mesh.tls_context import BULK_ALPN, client_context, proven_node, server_context, speaks_bulk
+from agentmesh.mesh.tls_door import HandshakeDoor
 from agentmesh.mesh.transport import Connection
-from tests.fakes.bulk_world import BulkNode, two_members
+from tests.fakes.bulk_world import BulkNode, two_members, until
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -78,25 +79,33 @@ async def test_a_connection_that_says_nothing_is_closed(server: BulkNode, monkey
     assert await knock(server, b"\x16\x03\x01\x02") == b""
 
 
-async def test_silent_connections_fill_their_own_share_only(
-    tmp_path: Path, server: BulkNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_connections_fill_their_own_share_only(server: BulkNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "HANDSHAKE_S", 1.0)
+    door = server.transport._door
+    counted: list[int] = []
+
+    async def enter(source: str, *, known: bool) -> bool:
+        entered = await HandshakeDoor.enter(door, source, known=known)
+        counted.append(door._gate.in_progress)
+        return entered
+
+    monkeypatch.setattr(door, "enter", enter)
     crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3 * MAX_HANDSHAKES_PER_SOURCE)]
-    await asyncio.sleep(0.1)
-    assert server.transport._door._gate.in_progress == MAX_HANDSHAKES_PER_SOURCE
     for reader, writer in crowd:
         assert await asyncio.wait_for(reader.read(), WAIT_S) == b""
         writer.close()
-    assert server.transport._door._gate.in_progress == 0
+    assert len(counted) == len(crowd)
+    assert max(counted) == MAX_HANDSHAKES_PER_SOURCE
+    await until(lambda: door._gate.in_progress == 0)
 
 
 async def test_a_handshake_that_finds_no_place_in_time_is_closed(
     server: BulkNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKE_S", 10 * WAIT_S)  # nobody gives a place back
     monkeypatch.setattr(tls_door, "HANDSHAKE_TIMEOUT_MS", 100)
     crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(MAX_HANDSHAKES_PER_SOURCE)]
-    await asyncio.sleep(0.05)
+    await until(lambda: server.transport._door._gate.in_progress == MAX_HANDSHAKES_PER_SOURCE)
     assert await knock(server, b"") == b""
     for _, writer in crowd:
         writer.close()
@@ -166,7 +175,7 @@ async def test_a_server_without_a_node_key_is_not_admitted(tmp_path: Path) -> No
     client = TlsTransport(NodeKey.generate())
     try:
         with pytest.raises(NotAdmitted):
-            await client.dial(NodeKey.generate().public, f"127.0.0.1:{port}", 5.0)
+            await client.dial(NodeKey.generate().public, f"127.0.0.1:{port}", WAIT_S)
     finally:
         await client.close()
         listening.close()
@@ -255,7 +264,7 @@ async def pour(link):
 async def main():
     transport = TlsTransport(NodeKey(bytes(range(32))))
     print(await transport.listen("127.0.0.1", 0, pour), flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 asyncio.run(main())
 """
@@ -266,7 +275,7 @@ async def victim() -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:
-        yield process, int(await asyncio.wait_for(process.stdout.readline(), 30))
+        yield process, int(await asyncio.wait_for(process.stdout.readline(), WAIT_S))
     finally:
         if process.returncode is None:
             process.kill()
@@ -276,7 +285,7 @@ async def victim() -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
 async def test_a_peer_that_is_killed_ends_its_streams_and_not_cleanly() -> None:
     client = TlsTransport(NodeKey.generate())
     async with victim() as (process, port):
-        link = await client.dial(NodeKey(bytes(range(32))).public, f"127.0.0.1:{port}", 10.0)
+        link = await client.dial(NodeKey(bytes(range(32))).public, f"127.0.0.1:{port}", WAIT_S)
         await (await link.open_stream()).end()
         stream = await link.open_stream()
         await stream.write(b"go")
@@ -306,7 +315,7 @@ def test_it_works_on_uvloop_as_well() -> None:
         key, received = NodeKey.generate(), 0
         server, client = TlsTransport(key), TlsTransport(NodeKey.generate())
         port = await server.listen("127.0.0.1", 0, serve)
-        link = await client.dial(key.public, f"127.0.0.1:{port}", 5.0)
+        link = await client.dial(key.public, f"127.0.0.1:{port}", WAIT_S)
         await (await link.open_stream()).end()
         stream = await link.open_stream()
 
@@ -315,7 +324,7 @@ def test_it_works_on_uvloop_as_well() -> None:
                 await stream.write(bytes(100_000))
             await stream.end()
 
-        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
             group.create_task(write())
             while data := await stream.read(65_536):
                 received += len(data)
