@@ -22,6 +22,7 @@ from agentmesh.inference.logic.rpc_wire import (
 )
 
 BASE = 1 << 20
+WAIT_S = 60.0  # for what must come
 FREE, TOTAL = 900_000_000, 1_000_000_000
 
 
@@ -143,8 +144,8 @@ class FakeClient:
 
     async def ask(self, command: int, payload: bytes = b"") -> bytes:
         await self.tell(command, payload)
-        size = int.from_bytes(await asyncio.wait_for(self.reader.readexactly(8), 10), "little")
-        return await asyncio.wait_for(self.reader.readexactly(size), 10)
+        size = int.from_bytes(await asyncio.wait_for(self.reader.readexactly(8), WAIT_S), "little")
+        return await asyncio.wait_for(self.reader.readexactly(size), WAIT_S)
 
     async def hello(self) -> bytes:
         return await self.ask(Command.HELLO, b"\xaa" * CAPABILITY_BYTES)
@@ -164,9 +165,9 @@ class FakeClient:
         return await self.ask(Command.GET_TENSOR, tensor + _numbers(0, size))
 
     async def at_end(self) -> bool:
-        """Whether the other side closes, within ten seconds."""
+        """Whether the other side closes, within the time for what must come."""
         try:
-            return await asyncio.wait_for(self.reader.read(1), 10) == b""
+            return await asyncio.wait_for(self.reader.read(1), WAIT_S) == b""
         except ConnectionError:
             return True
 

@@ -19,7 +19,7 @@ from agentmesh.inference.rpc.gateway import RpcGateway
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from agentmesh.mesh.transport import Connection, Stream
-from tests.fakes.fake_rpc_server import BASE, FakeClient, FakeRpcServer
+from tests.fakes.fake_rpc_server import BASE, WAIT_S, FakeClient, FakeRpcServer
 from tests.fakes.rpc_world import Carried, CountingStream
 from tests.fakes.tiny_gguf import LLAMA, TinyModel, write_tiny
 
@@ -51,7 +51,7 @@ class RelayWorld:
         network = MemoryNetwork()
         self._far, self._near = MemoryTransport(network, WORKER), MemoryTransport(network, HOST)
         port = await self._far.listen("memory", 0, self._on_connection)
-        self.connection = await self._near.dial(WORKER, f"memory:{port}", 5)
+        self.connection = await self._near.dial(WORKER, f"memory:{port}", WAIT_S)
 
     async def stop(self) -> None:
         for client in self._clients:
@@ -118,7 +118,7 @@ async def relay_worlds(root: Path) -> AsyncIterator[RelayWorld]:
     try:
         yield world
     finally:
-        await asyncio.wait_for(world.stop(), 20)
+        await asyncio.wait_for(world.stop(), WAIT_S)
 
 
 def tensors(path: Path) -> dict[str, tuple[FileTensor, bytes]]:

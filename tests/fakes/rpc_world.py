@@ -26,6 +26,7 @@ from tests.fakes.tiny_gguf import TinyModel
 # 232 MB: twelve tensors of 16 MiB, whose hash is asked for, and small ones, which come as they are.
 DENSE = TinyModel(name="dense", context=512, layers=4, embedding=1024, heads=8, kv_heads=2, feed_forward=4096)
 START_S = 90.0
+REACH_S = 60.0  # milliseconds as a rule
 PROMPT = "The mesh joins machines as equals, and"
 
 
@@ -108,7 +109,7 @@ async def two_members(root: Path, *, fast_path: bool = True) -> AsyncGenerator[t
 
 async def _reach(host: TestNode, peer: bytes) -> None:
     """Until streams to the peer can be opened: it is known a moment before it is connected."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + REACH_S
     while True:
         try:
             (await host.mesh.open_stream(peer, StreamKind.RPC)).abort()
@@ -119,6 +120,15 @@ async def _reach(host: TestNode, peer: bytes) -> None:
             return
 
 
+def held_port() -> socket.socket:
+    """A port that nobody else is given while this socket is open; a program that is told of it can listen there all the same."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -127,8 +137,9 @@ def free_port() -> int:
 class Program:
     """A program of llama.cpp, in a session of its own, ended with the test."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, port: socket.socket | None = None) -> None:
         self.log = log
+        self._port = port  # held until it has ended
         environ = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -142,7 +153,9 @@ class Program:
     def kill(self) -> None:
         if not self.ended:
             self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
+        if self._port is not None:
+            self._port.close()
 
     def printed(self) -> str:
         return self.log.read_text("utf-8", "replace")
@@ -150,10 +163,11 @@ class Program:
 
 def rpc_server(engine: Engine, folder: Path, name: str = "rpc") -> tuple[Program, int]:
     assert engine.rpc_server is not None
-    port = free_port()
+    held = held_port()
+    port = held.getsockname()[1]
     # One thread: ggml's threads spin, and on a busy machine two take ten times as long as one.
     command = [str(engine.rpc_server), "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
-    return Program(command, folder / f"{name}.log"), port
+    return Program(command, folder / f"{name}.log", held), port
 
 
 def is_listening(port: int) -> bool:
@@ -166,7 +180,8 @@ class Server:
     """A llama-server on loopback."""
 
     def __init__(self, engine: Engine, model: Path, folder: Path, name: str, *arguments: str) -> None:
-        self.port = free_port()
+        held = held_port()
+        self.port: int = held.getsockname()[1]
         self.program = Program(
             [
                 *engine.command,
@@ -174,6 +189,7 @@ class Server:
                 *("--parallel", "1", "-fit", "off", "--load-mode", "none", "-t", "1", "--no-webui", *arguments),
             ],
             folder / f"{name}.log",
+            held,
         )
         self.started_s = time.monotonic()
 
@@ -194,7 +210,7 @@ class Server:
         body = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         return (await self.complete(body))["tokens"]
 
-    async def complete(self, body: Mapping[str, Any], timeout_s: float = 60) -> dict[str, Any]:
+    async def complete(self, body: Mapping[str, Any], timeout_s: float = 100) -> dict[str, Any]:
         """The answer of /completion. Raises: OSError: there is none, or not in time."""
         return await asyncio.to_thread(self._post, "/completion", body, timeout_s)
 

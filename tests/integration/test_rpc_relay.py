@@ -14,7 +14,7 @@ import pytest
 from agentmesh.inference.logic.rpc_tensor import build_tensor
 from agentmesh.inference.logic.rpc_wire import Command, build_request
 from agentmesh.inference.rpc.weights import WeightHashes
-from tests.fakes.fake_rpc_server import BASE, FakeRpcServer, activation
+from tests.fakes.fake_rpc_server import BASE, WAIT_S, FakeRpcServer, activation
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.relay_world import BIG, UP, RelayWorld, relay_worlds, same_files, tensors, wire_tensor
 from tests.fakes.tiny_gguf import LLAMA
@@ -239,7 +239,7 @@ async def test_answers_keep_their_order_for_a_client_that_does_not_wait(world: R
         build_request(Command.GET_ALIGNMENT, bytes(4)),
     )
     client.writer.write((memory + alignment) * 3)
-    answers = await asyncio.wait_for(client.reader.readexactly(3 * (24 + 16)), 10)
+    answers = await asyncio.wait_for(client.reader.readexactly(3 * (24 + 16)), WAIT_S)
     assert answers == 3 * (answers[:24] + (8).to_bytes(8, "little") + (64).to_bytes(8, "little"))
 
 

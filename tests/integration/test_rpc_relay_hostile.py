@@ -20,7 +20,7 @@ from agentmesh.inference.logic.rpc_tensor import build_tensor
 from agentmesh.inference.logic.rpc_wire import Command, build_request
 from agentmesh.inference.rpc.duplex import read_frame
 from agentmesh.mesh.transport import Stream
-from tests.fakes.fake_rpc_server import FakeRpcServer
+from tests.fakes.fake_rpc_server import WAIT_S, FakeRpcServer
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.relay_world import BIG, JOB, UP, RelayWorld, relay_worlds
 
@@ -45,7 +45,7 @@ async def test_an_unknown_version_is_relayed_without_looking(
     for _ in range(2):
         client = await world.client(port)
         client.writer.write(b"\xfeanything at all")
-        assert await asyncio.wait_for(client.reader.readexactly(16), 10) == b"\xfeanything at all"
+        assert await asyncio.wait_for(client.reader.readexactly(16), WAIT_S) == b"\xfeanything at all"
         client.close()
     await eventually(lambda: world.ends == [None, None])
     assert [record.getMessage() for record in caplog.records if "without looking" in record.getMessage()]
@@ -100,11 +100,11 @@ async def raw_host(world: RelayWorld, *, allocated: int = BIG, files: bool = Tru
     world.job(server, weights)
     stream = await world.connection.open_stream()
     await stream.write(frame_of(Open(JOB, weights.digests if files else ())))
-    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
+    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), WAIT_S)
     assert (opened.status, opened.same_files) == (OpenStatus.READY, files)
     if allocated:
         await stream.write(build_request(Command.ALLOC_BUFFER, bytes(4) + allocated.to_bytes(8, "little")))
-        assert await asyncio.wait_for(stream.read(24), 10)
+        assert await asyncio.wait_for(stream.read(24), WAIT_S)
     return stream, server
 
 
@@ -159,7 +159,7 @@ async def test_an_opening_that_is_none_ends_the_stream(world: RelayWorld, openin
     stream = await world.connection.open_stream()
     await stream.write(opening)
     with pytest.raises(Exception, match=r"reset|ended"):
-        await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
+        await asyncio.wait_for(read_frame(stream, opened_decoder), WAIT_S)
     assert server.connections == 0
 
 
@@ -168,5 +168,5 @@ async def test_a_later_format_of_the_stream_is_refused(world: RelayWorld) -> Non
     world.job(server)
     stream = await world.connection.open_stream()
     await stream.write(frame_of(Open(JOB, format=2)))
-    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), 10)
+    opened: Opened = await asyncio.wait_for(read_frame(stream, opened_decoder), WAIT_S)
     assert opened.status is OpenStatus.REFUSED
