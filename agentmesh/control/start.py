@@ -25,6 +25,7 @@ from agentmesh.control.client import AsyncNodeClient, NodeClient
 from agentmesh.control.errors import NodeLost, NodeSilent, error_from_response
 from agentmesh.control.http1 import Query
 from agentmesh.control.lock import FileLock, is_held, wait_until_free
+from agentmesh.control.node_environment import node_environment
 from agentmesh.control.tokens import join_tokens
 from agentmesh.core.errors import AgentMeshError, HomeError, InvalidInput, NodeRunning, NoNode
 from agentmesh.core.paths import Home
@@ -36,21 +37,9 @@ PROBE_TIMEOUT_S: Final = 10.0
 # or ends, one is started, one that was faster answers; each is asked. A node started by hand holds it until it answers, or
 # waits for its mesh.
 STARTER_TIMEOUT_S: Final = 3 * START_TIMEOUT_S + END_TIMEOUT_S + 4 * PROBE_TIMEOUT_S
+NOTICE_AFTER_S: Final = 5.0  # of waiting without a word; a start on a busy machine takes less
 LOOK_INTERVAL_S: Final = 0.25  # at a node that holds the home and does not answer yet, or is about to end
 LOG_TAIL_LINES: Final = 5
-
-# Of the starter's environment: ours, who the user is (the scrubber masks it), where things are (also the engine and the
-# models, which a node serves again when it starts), how text is encoded, and what the interpreter and the dynamic linker
-# may need to start at all.
-KEPT_VARIABLES: Final = frozenset(
-    (
-        *("AGENTMESH_BIND_HOST", "AGENTMESH_LOG", "HOME", "USER", "LOGNAME", "USERNAME", "SUDO_USER", "PATH", "TMPDIR"),
-        *("AGENTMESH_BIN_DIR", "AGENTMESH_ENGINE_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
-        *("HF_TOKEN_PATH", "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
-        *("TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-    )
-)
-KEPT_VARIABLE_PREFIXES: Final = ("LC_", "PYTHON", "LD_", "DYLD_")
 
 Say = Callable[[str], None]
 
@@ -72,7 +61,10 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
         return client
     try:
         home.prepare()
-        lock = FileLock.acquire(home.start_lock, STARTER_TIMEOUT_S)
+        lock = FileLock.acquire(home.start_lock, NOTICE_AFTER_S)
+        if lock is None:
+            say(_waiting(home))
+            lock = FileLock.acquire(home.start_lock, STARTER_TIMEOUT_S - NOTICE_AFTER_S)
         if lock is None:
             if _is_current(client):  # whoever holds the lock was stopped (Ctrl-Z) when it had done its work
                 return client
@@ -120,7 +112,7 @@ def request_with_node(
     return client.request(method, path, params=params, json=json, timeout_s=timeout_s)
 
 
-def request_if_present(home: Home, method: str, path: str) -> dict[str, Any] | None:
+def request_if_present(home: Home, method: str, path: str, *, say: Say = say_on_stderr) -> dict[str, Any] | None:
     """One request to the home's node; starts none, but waits for one that somebody is starting. None: it ended before it was asked.
 
     Raises:
@@ -128,8 +120,7 @@ def request_if_present(home: Home, method: str, path: str) -> dict[str, Any] | N
         NodeLost: one was asked, and ended.
     """
     client = NodeClient(home)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    seen = False
+    began, seen, told = time.monotonic(), False, False
     while True:
         try:
             return client.request(method, path)
@@ -140,8 +131,12 @@ def request_if_present(home: Home, method: str, path: str) -> dict[str, Any] | N
                 if seen:
                     return None
                 raise
-            if time.monotonic() >= deadline:
+            waited_s = time.monotonic() - began
+            if waited_s >= START_TIMEOUT_S:
                 raise _unanswering(home) from error
+            if waited_s >= NOTICE_AFTER_S and not told:
+                say(_waiting(home))
+                told = True
         seen = True
         time.sleep(LOOK_INTERVAL_S)
 
@@ -149,6 +144,10 @@ def request_if_present(home: Home, method: str, path: str) -> dict[str, Any] | N
 def is_changing(home: Home) -> bool:
     """Whether a node, though none answers, is being started in this home, or starts or ends."""
     return is_held(home.lock) or is_held(home.start_lock)
+
+
+def _waiting(home: Home) -> str:
+    return f"waiting for the node of {home.root}, which starts, looks for its mesh, or ends"
 
 
 def _unanswering(home: Home) -> NoNode:
@@ -241,7 +240,8 @@ def _ends_before_it_answers(home: Home, client: NodeClient, say: Say) -> bool:
     Raises:
         NoNode: one holds it and does neither.
     """
-    deadline, asked = time.monotonic() + START_TIMEOUT_S, False
+    began, asked, told = time.monotonic(), False, False
+    deadline = began + START_TIMEOUT_S
     while not wait_until_free(home.lock, LOOK_INTERVAL_S):
         node = _probe(client)
         if node is not None and not _is_older(node):
@@ -257,6 +257,9 @@ def _ends_before_it_answers(home: Home, client: NodeClient, say: Say) -> bool:
                     f"The older node of {home.root} was asked to hand over, but still runs. See: agentmesh stop"
                 )
             raise _unanswering(home)
+        if time.monotonic() - began >= NOTICE_AFTER_S and not (asked or told):
+            say(_waiting(home))
+            told = True
     return True
 
 
@@ -321,22 +324,6 @@ def _spawn(home: Home, log: Path, ready_fd: int) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         raise NoNode(f"No node could be started. {where}{error.strerror or error}.") from error
-
-
-def node_environment(own: Mapping[str, str], home: Home) -> dict[str, str]:
-    """What a node in the background gets of this process's environment: names that are known to be needed, no others.
-
-    It outlives the shell, CI job or agent that started it by days; their secrets must not, neither there nor in a core dump.
-    """
-    kept = {
-        name: value for name, value in own.items() if name in KEPT_VARIABLES or name.startswith(KEPT_VARIABLE_PREFIXES)
-    }
-    kept["AGENTMESH_HOME"] = str(home.root)
-    package_parent = Path(agentmesh.__file__).resolve().parent.parent
-    if package_parent.name not in ("site-packages", "dist-packages"):  # run from a checkout
-        inherited = own.get("PYTHONPATH")
-        kept["PYTHONPATH"] = os.pathsep.join([str(package_parent), *([inherited] if inherited else [])])
-    return kept
 
 
 def await_report(reading: int, timeout_s: float = START_TIMEOUT_S) -> tuple[dict[str, Any] | None, int | None]:
