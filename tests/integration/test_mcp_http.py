@@ -23,7 +23,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from tests.fakes.board_node import TOKEN, BoardNode
 
-WAIT_S = 20.0
+WAIT_S = 50.0  # below what a long poll waits, where one is open
 
 
 @dataclass
@@ -123,7 +123,7 @@ async def test_several_clients_are_served_at_once(endpoint: Endpoint, node: Boar
 
 async def test_a_client_that_hangs_up_leaves_the_nodes_long_poll(endpoint: Endpoint, node: BoardNode) -> None:
     async with endpoint.client("auto") as client:
-        call = asyncio.ensure_future(client.call_tool("blackboard_feed", {"wait_seconds": 50}))
+        call = asyncio.ensure_future(client.call_tool("blackboard_feed", {"wait_seconds": 55}))
         async with asyncio.timeout(WAIT_S):
             while node.waiting == 0:
                 await asyncio.sleep(0.01)
@@ -159,7 +159,7 @@ async def test_it_ends_on_sigterm_though_clients_are_connected(endpoint: Endpoin
     async with endpoint.client("legacy") as client:
         await client.list_tools()
         endpoint.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(WAIT_S):
             await endpoint.process.wait()
 
 
@@ -187,7 +187,7 @@ async def test_without_the_nodes_token_nothing_is_answered(endpoint: Endpoint) -
 
 
 async def test_a_token_in_the_address_does_not_count(endpoint: Endpoint) -> None:
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=WAIT_S) as http:
         answer = await http.post(f"{endpoint.url}?token={TOKEN}", json={})
     assert answer.status_code == 401
 

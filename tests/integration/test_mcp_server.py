@@ -23,7 +23,7 @@ from agentmesh.core.tasks import TaskSet
 from tests.fakes.board_node import BoardNode, Refusal
 
 ERAS = ("legacy", "auto")  # up to 2025-11-25 with its handshake; 2026-07-28 without
-WAIT_S = 5.0
+WAIT_S = 40.0  # below what a long poll waits
 
 
 class Setup:
