@@ -30,7 +30,7 @@ from agentmesh.mesh.transport import Stream
 from tests.fakes.routing import ME, model
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 20.0
+WAIT_S = 60.0
 CREATED_S = 1_700_000_000
 ALPHA = model("Alpha-7B-Q4", aliases=("alpha",), slots=2, parameters=7, can=("chat", "completion", "tools"))
 BETA = model("Beta-1B", parameters=1)
@@ -56,7 +56,7 @@ class World:
 
     async def start(self, stack: AsyncExitStack) -> None:
         own = LocalAnswers(self.dispatcher.models, self.metrics.render, created_s=CREATED_S)
-        settings = ApiSettings(spill_folder=self.folder)
+        settings = ApiSettings(spill_folder=self.folder, connect_s=WAIT_S)
         server = ApiServer(self.dispatcher, own, settings, _no_peer, self.metrics)
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]

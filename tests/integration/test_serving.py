@@ -25,6 +25,7 @@ from agentmesh.inference.engine.process import EngineProcess
 from agentmesh.inference.logic.lifecycle import LifecycleLimits
 from agentmesh.inference.models import download
 from agentmesh.inference.models.errors import HubUnavailable, NoSpace
+from agentmesh.inference.models.hub import READ_TIMEOUT_S
 from agentmesh.inference.service import ModelService
 from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, ModelStatus
 from agentmesh.inference.settings import ServeSettings
@@ -33,8 +34,8 @@ from tests.fakes.hub_server import Fault, HubServer
 from tests.fakes.serving import FakeMachine
 from tests.fakes.tiny_gguf import write_tiny
 
-WAIT_S = 30.0
-LIMITS = LifecycleLimits(stall_ms=1_500, backoff_ms=50, backoff_max_ms=100, restarts=2, grace_ms=3_000)
+WAIT_S = 90.0
+LIMITS = LifecycleLimits(backoff_ms=50, backoff_max_ms=100, restarts=2, grace_ms=3_000)
 REPO = "maker/Tiny-GGUF"
 
 
@@ -103,7 +104,7 @@ async def becomes(service: ModelService, name: str, *states: ModelState) -> Mode
 async def ask(service: ModelService, name: str, path: str) -> dict[str, object]:
     target = next(target for target in service.targets() if target.model.id == name)
     assert target.engine is not None
-    answer = await ask_engine(target.engine, path, timeout_s=10)
+    answer = await ask_engine(target.engine, path, timeout_s=WAIT_S)
     assert answer is not None
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
@@ -212,7 +213,7 @@ async def test_a_download_shows_its_progress_and_is_ended_by_unload(
                 await asyncio.sleep(0.01)
         assert status.state == ModelState.DOWNLOADING
         assert 0 < status.progress.done_bytes < status.progress.total_bytes
-        async with asyncio.timeout(2):  # the hub's silence lasts longer
+        async with asyncio.timeout(READ_TIMEOUT_S / 2):  # the hub's silence lasts longer, and a read of it
             await service.unload("Tiny-Q8_0")
         assert service.status() == []
         assert list((folder / "hf").rglob("*.incomplete"))
