@@ -16,7 +16,8 @@ from agentmesh.inference.models.shard import read_expert_model
 from agentmesh.inference.models.shard_store import source_digest
 from tests.fakes.engines import ENGINE_CACHE
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
-from tests.fakes.split_nodes import PLANNED_S, metrics_of, post
+from tests.fakes.patient_node import PATIENT
+from tests.fakes.split_nodes import PLANNED_S, SOON_S, metrics_of, post
 from tests.fakes.tiny_gguf import QWEN3_MOE, write_tiny
 
 MODEL = "tiny-moe"
@@ -35,7 +36,7 @@ MOE = replace(
 PART = "0.275"  # GB for --max-vram: 12 experts a layer fit beside the rest, 16 do not
 ENOUGH = "0.6"
 CONTEXT = "512"
-ANSWER_S = 120.0  # 0.2 s alone
+ANSWER_S = 180.0  # 0.2 s alone
 
 
 def a_moe(folder: Path, *, experts: int = EXPERTS) -> Path:
@@ -69,7 +70,7 @@ class ShardNodes:
             self.homes.append(home)
         if counts:
             self._remember_counts(Home(home.root))
-        return home.start(*words, *more)
+        return home.start(*words, *more, prefix=PATIENT)
 
     def _remember_counts(self, home: Home) -> None:
         model = read_expert_model(self.file)
@@ -83,7 +84,7 @@ class ShardNodes:
         for node in both:
             wait_shard(node)
         for node in both:
-            wait_for(lambda node=node: hosts_of(node) == 2, 20, "each to hear of the other's shard")
+            wait_for(lambda node=node: hosts_of(node) == 2, SOON_S, "each to hear of the other's shard")
         return both
 
 

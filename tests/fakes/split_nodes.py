@@ -16,6 +16,7 @@ import psutil
 from tests.fakes.delay_line import DelayLine
 from tests.fakes.engines import ENGINE_CACHE
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.patient_node import PATIENT
 from tests.fakes.tiny_gguf import TinyModel, write_tiny
 
 # 123 MB; with its buffers it takes some 200 MB.
@@ -23,7 +24,12 @@ DENSE = TinyModel(name="dense", context=512, layers=8, embedding=512, heads=8, k
 MODEL = "dense"
 MOST_OF_IT = "0.2"  # GB for --max-vram: two such nodes hold it together, one does not
 ENOUGH = "0.6"
-PLANNED_S = 90.0  # debounce, claim, load: 8 s alone
+PLANNED_S = 180.0  # debounce, claim, load: 8 s alone
+SOON_S = 60.0  # what comes within a second or two alone
+TOLD_S = (
+    45.0  # a loss, to who waits for an answer: at once, or after 10 s of silence; if nobody told, it would take minutes
+)
+ANSWER_S = 120.0
 
 
 def a_dense(folder: Path) -> Path:
@@ -58,17 +64,23 @@ class SplitNodes:
         file: Path | None = None,
         home: NodeHome | None = None,
         place: Place | None = None,
+        runs: Sequence[str] = PATIENT,
     ) -> NodeHome:
-        """One that wants the model spread."""
+        """One that wants the model spread. `runs`: see patient_node.py."""
         words = ["--name", name, "--gguf", str(file or self.file), "--split", "--max-vram", memory, "--ctx-size", "512"]
-        return self._start(words, more, home, place)
+        return self._start(words, more, home, place, runs)
 
     def lend(self, name: str, *more: str, memory: str = MOST_OF_IT, place: Place | None = None) -> NodeHome:
         """One that only lends its memory, and has no file."""
         return self._start(["--name", name, "--rpc-peers", "all", "--max-vram", memory], more, None, place)
 
     def _start(
-        self, words: list[str], more: tuple[str, ...], home: NodeHome | None, place: Place | None = None
+        self,
+        words: list[str],
+        more: tuple[str, ...],
+        home: NodeHome | None,
+        place: Place | None = None,
+        runs: Sequence[str] = PATIENT,
     ) -> NodeHome:
         if home is None:
             # One thread each: ggml's threads spin, and these machines have two cores.
@@ -77,9 +89,9 @@ class SplitNodes:
                 words += ["--join", self.homes[0].invite]
             self.homes.append(home)
         if place is None:
-            return home.start(*words, *more)
+            return home.start(*words, *more, prefix=runs)
         home.environment["AGENTMESH_BIND_HOST"] = place.address
-        return home.start(*words, *more, prefix=place.command)
+        return home.start(*words, *more, prefix=(*place.command, *runs))
 
 
 def model_of(node: NodeHome) -> dict[str, Any]:
@@ -104,13 +116,13 @@ def wait_state(node: NodeHome, *states: str, timeout_s: float = PLANNED_S) -> di
     return seen
 
 
-def complete(node: NodeHome, prompt: str = "hello", tokens: int = 12, timeout_s: float = 60.0) -> str:
+def complete(node: NodeHome, prompt: str = "hello", tokens: int = 12, timeout_s: float = ANSWER_S) -> str:
     """The greedy continuation, through this node's API."""
     body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
     return post(node, "/v1/completions", body, timeout_s)["choices"][0]["text"]
 
 
-def post(node: NodeHome, path: str, body: Mapping[str, Any], timeout_s: float = 60.0) -> dict[str, Any]:
+def post(node: NodeHome, path: str, body: Mapping[str, Any], timeout_s: float = ANSWER_S) -> dict[str, Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{node.api_port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
     )
@@ -133,14 +145,14 @@ class Streamed:
             {"content-type": "application/json"},
         )
         try:
-            self._answer = urllib.request.urlopen(request, timeout=30)
+            self._answer = urllib.request.urlopen(request, timeout=ANSWER_S)
         except urllib.error.HTTPError as error:
             error.add_note(error.read().decode(errors="replace"))
             raise
         self.first = self._answer.readline().decode()
         assert self.first.startswith("data:"), self.first
 
-    def end(self, within_s: float) -> str:
+    def end(self, within_s: float = TOLD_S) -> str:
         """Its last event, which must come within so long."""
         began, last = time.monotonic(), ""
         while line := self._answer.readline().decode():
@@ -159,7 +171,7 @@ def answers(node: NodeHome) -> bool:
 
 
 def metrics_of(node: NodeHome) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{node.api_port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.api_port}/metrics", timeout=SOON_S) as answer:
         return answer.read().decode()
 
 
@@ -175,5 +187,32 @@ def programs_below(node: NodeHome) -> list[psutil.Process]:
     return found
 
 
+def are_gone(programs: Sequence[psutil.Process]) -> bool:
+    """Whether none of them runs."""
+    return not any(map(_runs, programs))
+
+
+def _runs(program: psutil.Process) -> bool:
+    try:
+        return program.is_running() and program.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has ended between the two questions
+        return False
+
+
 def rpc_servers(node: NodeHome) -> list[psutil.Process]:
-    return [one for one in programs_below(node) if "rpc" in one.name()]
+    return _named(node, "rpc")
+
+
+def llama_servers(node: NodeHome) -> list[psutil.Process]:
+    return _named(node, "llama")
+
+
+def _named(node: NodeHome, word: str) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for one in programs_below(node):
+        try:
+            if word in one.name():
+                found.append(one)
+        except psutil.Error:
+            continue
+    return found

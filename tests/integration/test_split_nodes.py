@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import psutil
 import pytest
 
 from tests.fakes.node_process import wait_for
+from tests.fakes.split_cases import wait_reason
 from tests.fakes.split_nodes import (
     MODEL,
     PLANNED_S,
+    SOON_S,
     SplitNodes,
     Streamed,
     answers,
+    are_gone,
     complete,
     metrics_of,
     model_of,
@@ -20,7 +22,7 @@ from tests.fakes.split_nodes import (
     wait_state,
 )
 
-pytestmark = pytest.mark.timeout(400)  # 25 to 50 s each where nothing else runs
+pytestmark = pytest.mark.timeout(900)  # 25 to 50 s each where nothing else runs
 
 
 def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(sharing: SplitNodes, dense_alone: str) -> None:
@@ -34,7 +36,7 @@ def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(sharing: Sp
     assert [one["has_files"] for one in told["workers"]] == [True]
     assert wait_state(worker, "standby")["reason"].endswith("hosts it.")
     for node in (host, worker, client):
-        wait_for(lambda node=node: answers(node), 20, "an answer through every node")
+        wait_for(lambda node=node: answers(node), SOON_S, "an answer through every node")
         assert complete(node) == dense_alone
     seen = model_of(host)["workers"][0]
     commands = seen["commands"]
@@ -48,11 +50,11 @@ def test_two_nodes_share_it_and_every_node_answers_as_one_alone_does(sharing: Sp
     assert len(engines) == 2
     for node in (host, worker, client):
         assert node.stop() == 0
-    assert not [one for one in engines if psutil.pid_exists(one.pid) and one.status() != psutil.STATUS_ZOMBIE]
+    assert are_gone(engines)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1500)
 def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(sharing: SplitNodes, dense_alone: str) -> None:
     """Twenty times: its RPC server is killed while it answers; every later request is answered."""
     first = sharing.start("first")
@@ -62,10 +64,11 @@ def test_a_worker_that_dies_ends_answers_cleanly_and_is_used_again(sharing: Spli
     wait_state(worker, "standby")
     wait_for(lambda: answers(worker), PLANNED_S, "the worker to have heard that its host is ready")
     for _ in range(20):
-        answer = Streamed(worker)
-        for one in (*rpc_servers(worker), *rpc_servers(host)):  # the other one may have become host meanwhile
+        servers = (*rpc_servers(worker), *rpc_servers(host))  # the other one may have become host meanwhile
+        answer = Streamed(worker)  # 450 tokens take seconds; nothing is looked for meanwhile
+        for one in servers:
             one.kill()
-        end = answer.end(10)
+        end = answer.end()
         assert "error" in end, end  # after the first tokens it cannot be begun anew: the client is told
         for node in (worker, host):
             wait_for(lambda node=node: answers(node), PLANNED_S, "an answer after the loss")
@@ -79,10 +82,7 @@ def test_a_worker_node_that_dies_is_waited_for_and_used_when_it_is_back(sharing:
     second = sharing.start("second", memory="0.19")
     wait_state(first, "ready")
     second.kill()
-    wait_for(
-        lambda: "no other node can share it" in model_of(first)["reason"], PLANNED_S, "the node to say what is missing"
-    )
-    assert model_of(first)["state"] == "waiting"
+    assert wait_reason(first, "no other node can share it")["state"] == "waiting"
     assert not rpc_servers(first)
     sharing.start("second", memory="0.19", home=second)
     wait_state(first, "ready")
@@ -96,11 +96,11 @@ def test_a_host_that_dies_is_followed_by_another_as_soon_as_there_is_enough(
     second = sharing.start("second", memory="0.19")
     third = sharing.start("third", memory="0.18")
     wait_state(first, "ready")
-    wait_for(lambda: answers(third), 30, "an answer")
+    wait_for(lambda: answers(third), SOON_S, "an answer")
     assert complete(third) == dense_alone
     first.kill()
     wait_state(second, "ready")
-    wait_for(lambda: answers(third), 30, "an answer")
+    wait_for(lambda: answers(third), SOON_S, "an answer")
     assert complete(third) == dense_alone
     hosts = [node for node in (second, third) if model_of(node)["role"] == "host"]
     assert len(hosts) == 1

@@ -20,12 +20,12 @@ from agentmesh.inference.logic.split_values import Claim, Wish
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.kinds import SPLIT
 from tests.fakes.mesh_nodes import TestNode
-from tests.fakes.split_nodes import MODEL, SplitNodes, complete, model_of, wait_state
+from tests.fakes.split_nodes import MODEL, PLANNED_S, SplitNodes, complete, model_of, wait_state
 
 HOUR_MS = 3_600_000
-RECORDS_PER_S = 50
-FLOOD_S = 15
-PATIENCE_S = SILENT_MS / 1000 + 60  # and what follows: debounce, claim, load
+RECORDS = 600  # 50 a second, where the machine can
+PAUSE_S = 0.02
+PATIENCE_S = SILENT_MS / 1000 + PLANNED_S
 
 
 @asynccontextmanager
@@ -36,6 +36,12 @@ async def member(root: Path, invite: str) -> AsyncGenerator[TestNode]:
         yield node
     finally:
         await node.stop()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Of it, and of no others that it started."""
+    used = process.cpu_times()
+    return used.user + used.system
 
 
 def promises(content: str, engine: Engine, number: int = 0, claim: Claim | None = None) -> SplitOffer:
@@ -53,7 +59,7 @@ def promises(content: str, engine: Engine, number: int = 0, claim: Claim | None 
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 async def test_a_member_that_promises_all_memory_and_never_hosts_keeps_a_model_for_a_minute_only(
     tmp_path: Path, real_engine: Engine, sharing: SplitNodes
 ) -> None:
@@ -68,7 +74,7 @@ async def test_a_member_that_promises_all_memory_and_never_hosts_keeps_a_model_f
         assert await asyncio.to_thread(complete, second)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
     tmp_path: Path, real_engine: Engine, sharing: SplitNodes
 ) -> None:
@@ -76,27 +82,27 @@ async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
     lender = await asyncio.to_thread(sharing.lend, "lender")
     host = await asyncio.to_thread(sharing.start, "host")
     await asyncio.to_thread(wait_state, host, "ready")
-    victim = psutil.Process(host.pid)
+    victim, sender = psutil.Process(host.pid), psutil.Process()
     async with member(tmp_path, lender.invite) as mallory:
-        before = victim.cpu_times()
-        small = msgspec.structs.replace(promises(content, real_engine), machine_total_bytes=1 << 20)
-        sent = 0
+        before, own_before = cpu_s(victim), cpu_s(sender)
         began = time.monotonic()
-        while time.monotonic() - began < FLOOD_S:
-            said = msgspec.structs.replace(small, machine_free_bytes=sent)
+        small = msgspec.structs.replace(promises(content, real_engine), machine_total_bytes=1 << 20)
+        for number in range(RECORDS):
+            said = msgspec.structs.replace(small, machine_free_bytes=number)
             await mallory.mesh.publish(SPLIT.name, b"", encode_split_offer(said), HOUR_MS)
-            sent += 1
-            await asyncio.sleep(1 / RECORDS_PER_S)
-        after = victim.cpu_times()
-        used_s = after.user + after.system - before.user - before.system
-        print(f"{sent} records in {FLOOD_S} s took {used_s:.1f} s of the host's processor")
-        assert sent > 5 * FLOOD_S
-        assert used_s < 0.6 * FLOOD_S
+            await asyncio.sleep(PAUSE_S)
+        used_s, own_s = cpu_s(victim) - before, cpu_s(sender) - own_before
+        took_s = time.monotonic() - began
+        print(
+            f"{RECORDS} records in {took_s:.0f} s took {used_s:.1f} s of the host's processor, {own_s:.1f} s of the sender's"
+        )
+        # 1.4 times as much alone. Not in seconds: how many a record takes is the machine's affair.
+        assert used_s < 6 * own_s
         assert model_of(host)["state"] == "ready"
         assert await asyncio.to_thread(complete, host)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_who_says_that_it_hosts_and_does_not_is_named_and_ends_with_its_membership(
     tmp_path: Path, real_engine: Engine, sharing: SplitNodes
 ) -> None:

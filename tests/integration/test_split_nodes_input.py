@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from tests.fakes.split_nodes import (
     DENSE,
     ENOUGH,
     MODEL,
+    PLANNED_S,
+    SOON_S,
     SplitNodes,
     answers,
     complete,
@@ -22,7 +26,7 @@ from tests.fakes.split_nodes import (
 )
 from tests.fakes.tiny_gguf import write_tiny
 
-pytestmark = pytest.mark.timeout(400)  # 10 to 40 s each where nothing else runs
+pytestmark = pytest.mark.timeout(900)  # 10 to 40 s each where nothing else runs
 
 LIBRARY = """\
 __version__ = "1.2.3"
@@ -52,7 +56,7 @@ def test_another_engine_version_is_left_out_and_one_of_the_same_is_used(
     assert not parts_lent(other)
     assert complete(first) == dense_alone
     wait_state(other, "standby")
-    wait_for(lambda: answers(other), 20, "an answer through the node that is left out")
+    wait_for(lambda: answers(other), SOON_S, "an answer through the node that is left out")
 
 
 def test_another_file_of_the_same_name_is_told_and_never_mixed_up(
@@ -75,7 +79,7 @@ def test_another_file_of_the_same_name_is_told_and_never_mixed_up(
     wait_state(second, "ready")
     texts = {name: complete(node)[:4] for name, node in (("first", first), ("second", second))}
     assert texts["first"] == dense_alone[:4] != texts["second"]
-    wait_for(lambda: answers(client), 20, "an answer for the client")
+    wait_for(lambda: answers(client), SOON_S, "an answer for the client")
     seen = {complete(client)[:4] for _ in range(4)}
     assert len(seen) == 1
     assert seen <= {*texts.values()}
@@ -100,13 +104,15 @@ def test_too_little_memory_says_how_much_is_missing_until_a_third_node_joins(
         seen = wait_reason(node, "2 nodes have", "are missing")
         assert seen["state"] == "waiting"
     for node in (first, second, client):
-        wait_for(lambda node=node: "are missing" in refused(node)[1]["message"], 20, "the reason on every node's API")
+        wait_for(
+            lambda node=node: "are missing" in refused(node)[1]["message"], SOON_S, "the reason on every node's API"
+        )
         status, error = refused(node)
         assert (status, error["code"]) == (503, "model_waiting")
     third = sharing.lend("third", memory="0.2")
     told = wait_state(first, "ready")
     assert id_of(third) in told["nodes"]
-    wait_for(lambda: answers(client), 20, "an answer for the client")
+    wait_for(lambda: answers(client), SOON_S, "an answer for the client")
     assert complete(client) == dense_alone
 
 
@@ -116,16 +122,26 @@ def test_a_model_that_llama_cpp_does_not_know_says_why_and_is_not_started_hot(
     file = write_tiny(tmp_path / f"{MODEL}.gguf", replace(DENSE, architecture="frobnicate"))[0]
     first = sharing.start("first", file=file)
     second = sharing.lend("second")
-    seen = wait_reason(first, "is tried again in 3 s", "does not know the model's architecture, frobnicate")
+    waits: list[int] = []
+    status, error = 0, dict[str, Any]()
+
+    def waits_long() -> bool:
+        """Asked for as often as can be: it waits 3 s only, and to be told a status by a command takes that long on a slow machine."""
+        nonlocal status, error
+        status, error = refused(first)
+        told = re.search(r"is tried again in (\d+) s\. .*frobnicate", error["message"])
+        if told is not None and int(told[1]) not in waits[-1:]:
+            waits.append(int(told[1]))
+        return 12 in waits
+
+    wait_for(waits_long, PLANNED_S, "the third start to be waited for")
+    assert waits == [one for one in (3, 6, 12) if one in waits]  # some may not be seen where the machine stands still
+    seen = wait_reason(first, "is tried again in ", "does not know the model's architecture, frobnicate")
     assert seen["state"] == "waiting"
-    wait_for(lambda: "frobnicate" in refused(first)[1]["message"], 20, "the reason on the API")
-    status, error = refused(first)
     assert (status, error["code"]) == (503, "model_waiting")
     assert str(first.root) not in error["message"]  # no log, no paths: the whole mesh may read it
     assert ".gguf" not in error["message"]
-    wait_reason(first, "is tried again in 6 s", "frobnicate")
-    wait_reason(first, "is tried again in 12 s", "frobnicate")
-    assert not rpc_servers(second)
+    wait_for(lambda: not rpc_servers(second), SOON_S, "the worker to be free")
     assert first.stderr_file.read_text().count(f"{MODEL} waits: This build of the engine does not know") == 1
 
 
@@ -140,7 +156,9 @@ def test_the_embedded_engine_says_that_it_cannot_share(sharing: SplitNodes, tmp_
     what = "embedded has no engine that can share a model: run 'agentmesh engine install' there."
     wait_reason(first, what)
     wait_reason(second, what)
-    text = second.stderr_file.read_text()
-    assert f"{MODEL}: the embedded engine cannot share models with other nodes" in text
-    assert "Nothing can be lent: the embedded engine cannot share models with other nodes." in text
+    for line in (
+        f"{MODEL}: the embedded engine cannot share models with other nodes",
+        "Nothing can be lent: the embedded engine cannot share models with other nodes.",
+    ):
+        wait_for(lambda line=line: line in second.stderr_file.read_text(), SOON_S, line)
     assert not parts_lent(second)

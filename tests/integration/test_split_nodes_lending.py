@@ -13,6 +13,7 @@ from tests.fakes.split_cases import load, parts_lent, refused, wait_reason
 from tests.fakes.split_nodes import (
     MODEL,
     PLANNED_S,
+    SOON_S,
     SplitNodes,
     answers,
     complete,
@@ -21,7 +22,7 @@ from tests.fakes.split_nodes import (
     wait_state,
 )
 
-pytestmark = pytest.mark.timeout(400)  # 15 to 40 s each where nothing else runs
+pytestmark = pytest.mark.timeout(900)  # 15 to 40 s each where nothing else runs
 
 WEIGHTS = 50_000_000  # bytes: less than the half of them that a worker has, more than all else that crosses
 
@@ -97,7 +98,7 @@ def test_memory_that_is_lent_to_somebody_else_is_not_used_and_the_id_to_give_is_
     me = host.json("status")["node_id"]
     seen = wait_reason(host, "worker", "does not lend to", f"--rpc-peers {me}")
     assert seen["state"] == "waiting"
-    wait_for(lambda: f"--rpc-peers {me}" in refused(other)[1]["message"], 20, "the reason on every node's API")
+    wait_for(lambda: f"--rpc-peers {me}" in refused(other)[1]["message"], SOON_S, "the reason on every node's API")
     status, error = refused(other)
     assert (status, error["code"]) == (503, "model_waiting")
     assert not parts_lent(worker)
@@ -127,7 +128,7 @@ def test_loads_with_numbers_and_peers_are_done_or_said_to_be_impossible_and_reme
     assert complete(first) == dense_alone
 
     assert first.stop() == 0
-    wait_for(lambda: not rpc_servers(second), 20, "the worker to be free")
+    wait_for(lambda: not rpc_servers(second), SOON_S, "the worker to be free")
     first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
     told = wait_state(first, "ready")
     assert [one["layers"] for one in told["workers"]] == [5]  # with its flags
@@ -145,13 +146,13 @@ def test_the_named_host_is_waited_for_and_what_is_dropped_does_not_come_back(
     assert load(second, sharing.file).code == 0
     assert wait_state(second, "ready")["role"] == "host"  # though the other has more memory
     wait_state(first, "standby")
-    wait_for(lambda: answers(first), 20, "an answer through the other node")
+    wait_for(lambda: answers(first), SOON_S, "an answer through the other node")
     assert complete(first) == dense_alone
 
     for node in (first, second):
         assert node.cli("drop", MODEL).code == 0
     assert not answers(first)
-    wait_for(lambda: not rpc_servers(first) and not rpc_servers(second), 20, "everything to be gone")
+    wait_for(lambda: not rpc_servers(first) and not rpc_servers(second), SOON_S, "everything to be gone")
     assert first.stop() == 0
     first.start("--name", "first", "--rpc-peers", "all", "--max-vram", "0.2")
     assert not model_of(first)
