@@ -29,6 +29,7 @@ from agentmesh.inference.models.hub import READ_TIMEOUT_S
 from agentmesh.inference.service import ModelService
 from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, ModelState, ModelStatus
 from agentmesh.inference.settings import ServeSettings
+from tests.fakes.engine_programs import asleep
 from tests.fakes.fake_engine import fake_engine, write_fake_engine
 from tests.fakes.hub_server import Fault, HubServer
 from tests.fakes.serving import FakeMachine
@@ -138,9 +139,10 @@ async def test_an_engine_that_crashes_at_its_start_fails_with_its_last_lines(fol
 
 
 async def test_an_engine_that_never_answers_is_given_up(folder: Path, tiny: Path) -> None:
-    # Asked so seldom that what its answers cost this engine, which is of Python, is no sign of life on a busy machine either.
-    seldom = dataclasses.replace(LIMITS, probe_loading_ms=500, stall_ms=4_000)
-    async with serving(folder, fake("--never-ready"), limits=seldom) as service:
+    async def find() -> Engine:
+        return dataclasses.replace(fake_engine(), command=(str(asleep(folder)),))  # which does nothing at all
+
+    async with serving(folder, find, limits=dataclasses.replace(LIMITS, stall_ms=500)) as service:
         await service.load(path_request(tiny))
         status = await becomes(service, "tiny", ModelState.FAILED)
         assert status.reason
