@@ -256,9 +256,9 @@ def test_a_killed_download_goes_on_where_it_was(server: HubServer, world: World)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
-        assert server.stalled.wait(10)
+        assert server.stalled.wait(50)
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(50)
     assert blobs(world)[0].endswith(".incomplete")
     assert world.fetch().files[0].read_bytes() == MODEL
     assert server.body_requests()[-1].range is not None

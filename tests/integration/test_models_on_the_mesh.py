@@ -18,9 +18,11 @@ from tests.fakes.node_process import NodeHome, Nodes, wait_for
 from tests.fakes.talking_gguf import write_talking
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
 
-READY_S = 60.0
+READY_S = 90.0
 MODELS = ("alpha", "beta")
 ASK: list[Any] = [{"role": "user", "content": "Say something."}]
+
+pytestmark = pytest.mark.timeout(400)  # three nodes, and an engine on each of two
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +55,16 @@ def answer_of(model: str) -> str:
 
 def listed(home: NodeHome) -> set[str]:
     """The models that a node says are ready."""
-    answer = httpx.get(f"http://127.0.0.1:{home.api_port}/v1/models", timeout=5).json()
+    answer = httpx.get(f"http://127.0.0.1:{home.api_port}/v1/models", timeout=30).json()
     return {model["id"] for model in answer["data"] if model["ready"]}
 
 
 def open_ai(home: NodeHome) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{home.api_port}/v1", api_key="mesh", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{home.api_port}/v1", api_key="mesh", max_retries=0, timeout=120)
 
 
 def anthropic_of(home: NodeHome) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=f"http://127.0.0.1:{home.api_port}", api_key="mesh", max_retries=0, timeout=60)
+    return anthropic.Anthropic(base_url=f"http://127.0.0.1:{home.api_port}", api_key="mesh", max_retries=0, timeout=120)
 
 
 @pytest.mark.parametrize("model", MODELS)

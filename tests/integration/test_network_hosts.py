@@ -35,7 +35,7 @@ def connected(node: NodeHome) -> int:
     return sum(peer["state"] == "alive" and peer["rtt_ms"] is not None for peer in node.json("status")["peers"])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(500)
 def test_hosts_find_each_other_and_a_pulled_cable_costs_no_post(nodes: Nodes, hosts: NetworkHosts) -> None:
     a = start(nodes, hosts, 0)
     token = base64.urlsafe_b64decode(a.invite.removeprefix("amesh1.") + "===")
@@ -43,24 +43,24 @@ def test_hosts_find_each_other_and_a_pulled_cable_costs_no_post(nodes: Nodes, ho
     assert b"127.0.0.1" not in token
     b = start(nodes, hosts, 1, "--join", a.invite)
     c = start(nodes, hosts, 2, "--join", b.invite)
-    wait_for(lambda: all(connected(node) == 2 for node in (a, b, c)), 30, "three hosts to be connected")
+    wait_for(lambda: all(connected(node) == 2 for node in (a, b, c)), 90, "three hosts to be connected")
     addresses = {peer["address"].rpartition(":")[0].strip("[]") for peer in a.json("status")["peers"]}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"10.77.0.2", "10.77.0.3"}
 
     hosts.unplug(2)
     a.json("blackboard", "from a while c was cut off")
     c.json("blackboard", "from c while it was cut off")
-    wait_for(lambda: connected(a) == 1 and connected(c) == 0, 40, "the cut to be noticed")
+    wait_for(lambda: connected(a) == 1 and connected(c) == 0, 90, "the cut to be noticed")
     b.json("blackboard", "from b while c was cut off")
     hosts.plug_in(2)
     everything = {f"from {name} while {'it' if name == 'c' else 'c'} was cut off" for name in "abc"}
-    wait_for(lambda: all(texts(node) == everything for node in (a, b, c)), 60, "all posts to be everywhere")
+    wait_for(lambda: all(texts(node) == everything for node in (a, b, c)), 120, "all posts to be everywhere")
 
 
 def test_the_hosts_are_gone_afterwards() -> None:
     with NetworkHosts(1) as made:
         name = made.names[0]
     listed = subprocess.run(
-        [shutil.which("ip") or "ip", "netns"], capture_output=True, text=True, check=True, timeout=10
+        [shutil.which("ip") or "ip", "netns"], capture_output=True, text=True, check=True, timeout=60
     )
     assert name not in listed.stdout
