@@ -129,7 +129,7 @@ class Served:
     async def close(self) -> None:
         """End llama-server as an operator would, then the gateways."""
         self.server.program.process.terminate()
-        await asyncio.to_thread(self.server.program.process.wait, 30)
+        await asyncio.to_thread(self.server.program.process.wait, 100)
         await self.close_gateways()
 
     async def close_gateways(self) -> None:

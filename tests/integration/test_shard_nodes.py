@@ -28,6 +28,8 @@ ROOMS = Shards(tuple(ShardRoom(node, 12, 1) for node in NODES), 16, 1024, 1)
 # ggml's repacked kernels crash on virtual machines that announce AMX without having it (seen under Firecracker, Q8_0 only).
 PLAIN = ("--no-repack", "--threads", "1")
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
