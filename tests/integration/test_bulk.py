@@ -15,7 +15,7 @@ from agentmesh.mesh.logic.bulk_chunks import LENGTH
 from agentmesh.mesh.logic.bulk_limits import BULK_BUFFER_BYTES, BULK_SEND_HIGH_BYTES, POOL_MIN
 from agentmesh.mesh.streams import StreamKind, write_header
 from agentmesh.mesh.transport import Stream
-from tests.fakes.bulk_world import PIECE_BYTES, Pair, both_ends, echo, link_of, read_all, two_members, until
+from tests.fakes.bulk_world import PIECE_BYTES, WAIT_S, Pair, both_ends, echo, link_of, read_all, two_members, until
 
 
 @pytest.fixture
@@ -83,10 +83,13 @@ async def test_connections_are_ready_before_they_are_needed_and_go_when_they_are
 async def test_a_ready_connection_that_the_far_side_closed_is_not_used(pair: Pair) -> None:
     server, client = pair
     await client.ask(server, b"x")
-    await until(lambda: client.bulk.ready(server.public) >= POOL_MIN)
+    await until(
+        lambda: client.bulk.ready(server.public) >= POOL_MIN and not client.bulk._pools[server.public]._dialling
+    )
+    here = list(client.transport._links)
     for link in list(server.transport._links):
         link.close("tired")
-    await until(lambda: all(link.is_closed for link in client.transport._links))
+    await until(lambda: all(link.is_closed for link in here))
     assert await client.ask(server, b"y") == b"y"
     assert client.over_quic == []
 
@@ -100,7 +103,7 @@ async def test_a_cut_connection_is_no_end(pair: Pair) -> None:
     assert await near.read(100) == b"the first ha"
     link_of(far).close("without an end marker")
     with pytest.raises(StreamClosed):
-        await asyncio.wait_for(near.read(100), 10)
+        await asyncio.wait_for(near.read(100), WAIT_S)
     with pytest.raises(StreamClosed):
         await near.write(b"x")
 
@@ -110,7 +113,7 @@ async def test_an_abort_is_seen_by_reader_and_writer_of_the_far_side(pair: Pair)
     far.abort()
     far.abort()
     with pytest.raises(StreamClosed, match="aborted"):
-        await asyncio.wait_for(near.read(1), 10)
+        await asyncio.wait_for(near.read(1), WAIT_S)
     with pytest.raises(StreamClosed):
         await near.write(b"x")
     with pytest.raises(StreamClosed):
@@ -129,9 +132,9 @@ async def test_an_abort_wakes_this_sides_reader_and_a_writer_that_waits(pair: Pa
     near.abort()
     for task in tasks:
         with pytest.raises(StreamClosed):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, WAIT_S)
     with pytest.raises(StreamClosed):
-        while await asyncio.wait_for(far.read(PIECE_BYTES), 10):
+        while await asyncio.wait_for(far.read(PIECE_BYTES), WAIT_S):
             pass
 
 
@@ -141,7 +144,7 @@ async def test_a_peer_that_vanishes_ends_the_stream(pair: Pair) -> None:
     await asyncio.sleep(0)
     link_of(far).cut("killed")
     with pytest.raises(StreamClosed):
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, WAIT_S)
 
 
 async def test_a_service_that_fails_or_forgets_its_stream_aborts_it(pair: Pair) -> None:
@@ -157,16 +160,16 @@ async def test_a_service_that_fails_or_forgets_its_stream_aborts_it(pair: Pair) 
         server.services[StreamKind.RPC] = service
         stream = await client.open(server, StreamKind.RPC)
         with pytest.raises(StreamClosed):
-            await asyncio.wait_for(read_all(stream), 10)
+            await asyncio.wait_for(read_all(stream), WAIT_S)
 
 
 async def test_a_chunk_over_the_limit_costs_the_connection(pair: Pair) -> None:
     near, far = await both_ends(pair)
     link_of(near).send([LENGTH.pack(0x7FFFFFFF)])
     with pytest.raises((ProtocolError, StreamClosed)):
-        await asyncio.wait_for(far.read(1), 10)
+        await asyncio.wait_for(far.read(1), WAIT_S)
     with pytest.raises(StreamClosed):
-        await asyncio.wait_for(near.read(1), 10)
+        await asyncio.wait_for(near.read(1), WAIT_S)
 
 
 @pytest.mark.parametrize("kind", [StreamKind.CONTROL, StreamKind.GOSSIP, StreamKind.BLOB])
@@ -177,7 +180,7 @@ async def test_kinds_that_do_not_belong_here_or_have_no_service_are_aborted(pair
     stream = await link.open_stream()
     await write_header(stream, kind)
     with pytest.raises(StreamClosed):
-        await asyncio.wait_for(stream.read(1), 10)
+        await asyncio.wait_for(stream.read(1), WAIT_S)
 
 
 async def test_control_streams_are_not_opened_here(pair: Pair) -> None:
@@ -208,7 +211,7 @@ async def test_a_writer_waits_for_a_reader_that_does_not_read_and_memory_stays_b
     assert transport is not None
     assert transport.get_write_buffer_size() <= BULK_SEND_HIGH_BYTES + 2 * PIECE_BYTES
     assert len(link_of(far).incoming) <= BULK_BUFFER_BYTES
-    assert len(await asyncio.wait_for(read_all(far), 30)) == total
+    assert len(await asyncio.wait_for(read_all(far), 2 * WAIT_S)) == total
     await writer
 
 
@@ -227,7 +230,7 @@ async def test_what_was_written_before_the_end_reaches_a_slow_reader_whole(
     stream = await client.open(server, StreamKind.BLOB)
     await stream.end()
     received = 0
-    while data := await asyncio.wait_for(stream.read(PIECE_BYTES), 10):
+    while data := await asyncio.wait_for(stream.read(PIECE_BYTES), WAIT_S):
         received += len(data)
         if received % 50 == 0:
             await asyncio.sleep(0.01)
@@ -242,7 +245,7 @@ async def test_a_slow_writer_is_waited_for(pair: Pair) -> None:
         await asyncio.sleep(0.05)
         assert not reading.done()
     await near.end()
-    assert await asyncio.wait_for(reading, 10) == b"abc"
+    assert await asyncio.wait_for(reading, WAIT_S) == b"abc"
 
 
 async def test_an_upload_that_the_service_does_not_read_does_not_hold_up_its_answer(pair: Pair) -> None:
@@ -268,7 +271,8 @@ async def test_a_stream_left_unread_when_the_far_side_went_lets_go_of_its_socket
     link_of(far).cut("gone")
     with pytest.raises(StreamClosed):
         await pouring
-    await asyncio.sleep(0.05)
+    await until(lambda: link_of(far).is_gone)
+    await asyncio.sleep(0.05)  # nothing here tells that the near side has come to it, or has not
     near.abort()
     await until(lambda: link_of(near).is_gone)
     with pytest.raises(StreamClosed):
