@@ -7,6 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No example of a property fails because the machine stood still for a second while it ran or was made.
+settings.register_profile(
+    "agentmesh", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("agentmesh")
 
 pytest_plugins = ("tests.fakes.engines",)
 
