@@ -138,24 +138,25 @@ def test_personal_data_is_masked_and_never_makes_a_post_mostly_secret() -> None:
     assert not mostly_secret(text, find(text))
 
 
-def test_an_ordinary_post_takes_less_than_a_millisecond() -> None:
+def test_an_ordinary_post_takes_a_millisecond_or_so() -> None:
+    """A third of one where nothing else runs; the best of many counts, and a machine five times slower passes."""
     text = (
         "FINDING: the retry loop in src/billing/retry.py:120 drops the token, see https://github.com/a/b/pull/1. " * 5
     )[:500]
     times = []
-    for _ in range(50):
+    for _ in range(200):
         started = time.perf_counter()
         find(text, MACHINE)
         times.append(time.perf_counter() - started)
-    assert min(times) < 0.001
+    assert min(times) < 0.003
 
 
 def test_no_hostile_text_of_16_kib_takes_long() -> None:
-    """Quadratic patterns take seconds here; the limit leaves room for a busy machine."""
-    slow = []
-    for name, text in hostile_texts(16 * 1024):
-        started = time.perf_counter()
-        scrub(text)
-        if (took := time.perf_counter() - started) > 1.0:
-            slow.append((name, took))
-    assert slow == []
+    """Quadratic patterns take seconds here, each time; the slowest text takes 0.1 s, and more only where the machine stood still."""
+    assert [name for name, text in hostile_texts(16 * 1024) if all(_scrub_s(text) > 1.0 for _ in range(5))] == []
+
+
+def _scrub_s(text: str) -> float:
+    started = time.perf_counter()
+    scrub(text)
+    return time.perf_counter() - started

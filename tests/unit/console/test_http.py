@@ -77,7 +77,7 @@ class Served:
         """One raw HTTP request to the console port."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.console_port)
         writer.write(request.replace("\n", "\r\n").encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             data = await reader.read()
         writer.close()
         head, _, body = data.partition(b"\r\n\r\n")
@@ -156,7 +156,7 @@ async def test_an_unknown_route_is_said_to_be_unknown(served: Served) -> None:
 
 
 async def test_the_event_stream_shows_the_status_its_changes_and_ends_with_the_node(served: Served) -> None:
-    async with asyncio.timeout(20), aclosing(served.client.stream_events("/api/events")) as events:
+    async with asyncio.timeout(60), aclosing(served.client.stream_events("/api/events")) as events:
         states = [json.loads((await anext(events)).data)["state"]]
         served.node.state = "alone"
         states.append(json.loads((await anext(events)).data)["state"])
@@ -185,7 +185,7 @@ async def test_the_api_describes_itself_without_loading_anything_from_elsewhere(
 async def test_a_server_ends_in_time_though_a_client_hangs_on(served: Served) -> None:
     async with aclosing(served.client.stream_events("/api/events")) as events:
         await anext(events)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):  # the client would hang on for ever
             await served.server.close(3)
     assert served.server.connections() == 0
 
@@ -197,17 +197,21 @@ async def test_whoever_sends_no_whole_request_is_hung_up_on(
     monkeypatch.setattr(listeners, "SILENCE_S", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.console_port)
     writer.write(sent)
-    async with asyncio.timeout(10):
-        await reader.read()  # ends because the server closes
+    async with asyncio.timeout(60):
+        with suppress(ConnectionError):  # reset, where the server was quicker than our words
+            await reader.read()  # ends because the server closes
     writer.close()
 
 
 async def test_an_event_stream_may_be_quiet_for_longer_than_that(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listeners, "SILENCE_S", 0.01)
     async with aclosing(served.client.stream_events("/api/events")) as events:
         await anext(events)
+        monkeypatch.setattr(listeners, "SILENCE_S", 0.01)  # not earlier: the request itself may take longer than that
+        for connection in served.server._server.server_state.connections:
+            assert isinstance(connection, listeners._Connection)
+            connection._close_if_idle()
         served.node.state = "alone"  # shown two seconds later at most
         assert json.loads((await anext(events)).data)["state"] == "alone"
 
@@ -217,11 +221,11 @@ async def test_beyond_the_limit_of_connections_the_latest_is_hung_up_on(
 ) -> None:
     monkeypatch.setattr(listeners, "MAX_CONNECTIONS", 2)
     held = [await asyncio.open_connection("127.0.0.1", served.console_port) for _ in range(3)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with suppress(ConnectionError):
             assert await held[2][0].read() == b""
     held[0][1].write(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert b'"ok"' in await held[0][0].read()
     for _, writer in held:
         writer.close()

@@ -49,7 +49,7 @@ def serve(home: Home) -> Iterator[Callable[[bytes], list[bytes]]]:
         def run() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(10)
+                connection.settimeout(60)
                 requests.append(connection.recv(65536))
                 connection.sendall(answer)
                 if hold:
@@ -62,16 +62,16 @@ def serve(home: Home) -> Iterator[Callable[[bytes], list[bytes]]]:
 
     yield start
     for listener, thread in listeners:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         listener.close()
 
 
-def sync_request(home: Home, timeout_s: float = 5.0) -> dict[str, object]:
+def sync_request(home: Home, timeout_s: float = 60.0) -> dict[str, object]:
     return NodeClient(home).request("GET", "/api/status", timeout_s=timeout_s)
 
 
-def async_request(home: Home, timeout_s: float = 5.0) -> dict[str, object]:
+def async_request(home: Home, timeout_s: float = 60.0) -> dict[str, object]:
     return asyncio.run(AsyncNodeClient(home).request("GET", "/api/status", timeout_s=timeout_s))
 
 
@@ -183,7 +183,7 @@ def _let_in_after(listener: socket.socket, seconds: float) -> threading.Timer:
     """A node that takes nobody for a moment, then everybody, and answers the last."""
 
     def run() -> None:
-        listener.settimeout(10)
+        listener.settimeout(60)
         waiting = listener.accept()[0]
         waiting.close()
         connection, _ = listener.accept()
@@ -208,4 +208,4 @@ def test_a_node_at_whose_door_too_many_wait_is_waited_for(home: Home, *, asynchr
         else:
             answer = NodeClient(home).request("GET", "/x")
         assert answer == {"late": True}
-        timer.join(10)
+        timer.join(60)

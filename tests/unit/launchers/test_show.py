@@ -25,7 +25,7 @@ REPORT = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)
 
 def shell(text: str, environment: dict[str, str], cwd: Path) -> Any:
     done = subprocess.run(
-        ["sh", "-euc", text], env=environment, cwd=cwd, capture_output=True, text=True, timeout=20, check=True
+        ["sh", "-euc", text], env=environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=True
     )
     return json.loads(done.stdout)
 
@@ -71,7 +71,7 @@ def test_the_patch_that_is_shown_gives_what_a_launch_writes_whatever_ends_the_li
     wish = dataclasses.replace(WISH, home=tmp_path, existing={path: mine})
     launch = PI.plan(wish)
     shown = as_shell(PI, wish, dataclasses.replace(launch, argv=("true",)))
-    subprocess.run(["sh", "-euc", shown], timeout=20, check=True, capture_output=True)
+    subprocess.run(["sh", "-euc", shown], timeout=60, check=True, capture_output=True)
     assert path.read_bytes() == launch.files[0].content.encode()
 
 
@@ -114,5 +114,5 @@ def test_a_file_that_is_as_it_should_be_is_said_to_be_so() -> None:
 def test_a_file_that_contains_the_end_mark_is_shown_whole(tmp_path: Path) -> None:
     path = tmp_path / "f"
     launch = Launch(("true",), files=(PlannedFile(path, "EOF\n$(x) `y`\nEOFF\n", None),))
-    subprocess.run(["sh", "-euc", as_shell(PI, WISH, launch)], timeout=20, check=True)
+    subprocess.run(["sh", "-euc", as_shell(PI, WISH, launch)], timeout=60, check=True)
     assert path.read_text() == "EOF\n$(x) `y`\nEOFF\n"
