@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
 
 HELP = """----- common params -----
 
@@ -69,3 +73,16 @@ def asked(path: Path) -> list[str]:
     """What a fake server was asked, in order."""
     log = path.with_name(f"{path.name}.asked")
     return log.read_text().split() if log.exists() else []
+
+
+def late_when_written(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *files: Path) -> None:
+    """Days pass for `module` once all these files are written: its program is late when it has done its part, however slowly."""
+    passed_s = 0
+
+    def monotonic() -> float:
+        nonlocal passed_s
+        if all(file.exists() and file.read_text().endswith("\n") for file in files):
+            passed_s += 86_400  # each time it looks: it may first look when they are written already
+        return time.monotonic() + passed_s
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))

@@ -23,7 +23,7 @@ from agentmesh.inference.settings import ServeSettings
 from tests.fakes.fake_engine import fake_engine
 
 NODE = b"\x07" * 32
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class FakeMachine(Machine):

@@ -1,14 +1,20 @@
 """An event loop whose clock jumps to what is due next: minutes of waiting take no time. For code without threads and sockets.
 
 in_virtual_time(scenario())          # `asyncio.get_running_loop().time()` begins at 0 there
+
+@virtually
+async def test_...                   # the same for a test with fixtures that are not asynchronous
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -37,3 +43,13 @@ def in_virtual_time(scenario: Coroutine[Any, Any, None]) -> None:
     """Run it to its end."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         runner.run(scenario)
+
+
+def virtually(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """The test, in virtual time: how fast the machine is changes nothing."""
+
+    @functools.wraps(test)
+    def run(*arguments: P.args, **named: P.kwargs) -> None:
+        in_virtual_time(test(*arguments, **named))
+
+    return run

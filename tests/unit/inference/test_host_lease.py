@@ -17,6 +17,7 @@ from agentmesh.mesh.streams import FrameStream, StreamKind
 from agentmesh.mesh.transport import Stream
 from tests.fakes.job_worker import JobWorker, MemoryWorkers, memory_workers
 from tests.fakes.mesh_nodes import eventually
+from tests.fakes.virtual_time import virtually
 
 NODE = b"w" * 32
 ASK = JobAsk("c" * 32, "m", 7, (JobFile(b"f" * 32, 10, "m.gguf"),), (("", 1000),), "0c1e570", (7, 0, 0))
@@ -83,6 +84,7 @@ class Scripted(JobWorker):
             self.open_now -= 1
 
 
+@virtually
 async def test_a_worker_that_gets_ready_says_so_and_the_end_of_the_stream_is_the_end_of_the_lease() -> None:
     async with told(words=(wait("fetching 10 %"), wait("fetching 10 %"), wait("fetching\x1b[2J 20 %"))) as here:
         lease = here.lease()
@@ -96,6 +98,7 @@ async def test_a_worker_that_gets_ready_says_so_and_the_end_of_the_stream_is_the
         assert here.lost == []
 
 
+@virtually
 async def test_closing_twice_and_without_opening_does_nothing() -> None:
     async with told() as here:
         lease = here.lease()
@@ -108,6 +111,7 @@ async def test_closing_twice_and_without_opening_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("seen_term", [7, 9])
+@virtually
 async def test_a_newer_host_is_named_with_its_term(seen_term: int) -> None:
     refused = JobSaid(JobState.REFUSED, "A newer host has this model.", seen_term=seen_term)
     async with told(instead=refused) as here:
@@ -117,6 +121,7 @@ async def test_a_newer_host_is_named_with_its_term(seen_term: int) -> None:
 
 
 @pytest.mark.parametrize("seen_term", [0, 6, 1 << 40, 1 << 62])
+@virtually
 async def test_a_term_that_cannot_be_is_a_plain_refusal(seen_term: int) -> None:
     async with told(instead=JobSaid(JobState.REFUSED, "", seen_term=seen_term)) as here:
         with pytest.raises(WorkerRefused, match="it did not say why") as caught:
@@ -134,11 +139,13 @@ async def test_a_term_that_cannot_be_is_a_plain_refusal(seen_term: int) -> None:
         replace(JobWorker(_port, _nothing), instead=JobSaid(JobState.READY, "", "job", tuple(map(str, range(17))))),
     ],
 )
+@virtually
 async def test_a_ready_that_cannot_be_is_a_loss(ready: JobWorker) -> None:
     async with told(ready) as here:
         await here.fails(WorkerLost, "what cannot be")
 
 
+@virtually
 async def test_one_that_ends_without_a_word_or_says_that_it_has_ended() -> None:
     async def nothing(frames: FrameStream) -> None:
         await frames.end()
@@ -151,6 +158,7 @@ async def test_one_that_ends_without_a_word_or_says_that_it_has_ended() -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xc1", b"\x93\x09\xa0\xa0", b"x" * 20_000])
+@virtually
 async def test_bytes_that_are_no_word_are_a_loss(body: bytes) -> None:
     async def garbage(frames: FrameStream) -> None:
         await frames.write_frame(body)
@@ -160,6 +168,7 @@ async def test_bytes_that_are_no_word_are_a_loss(body: bytes) -> None:
         await here.fails(WorkerLost, "The worker anna is gone")
 
 
+@virtually
 async def test_one_that_never_says_anything_is_given_up() -> None:
     async def silent(frames: FrameStream) -> None:
         await frames.read_frame()
@@ -168,6 +177,7 @@ async def test_one_that_never_says_anything_is_given_up() -> None:
         await here.fails(WorkerLost, "has said nothing for 0.3 s")
 
 
+@virtually
 async def test_one_that_says_wait_for_ever_is_given_up_when_its_sentence_stays_the_same() -> None:
     async def stuck(frames: FrameStream) -> None:
         for minutes in range(1_000):
@@ -179,6 +189,7 @@ async def test_one_that_says_wait_for_ever_is_given_up_when_its_sentence_stays_t
         assert here.said[1] == "fetching 10 % (1 min)"
 
 
+@virtually
 async def test_even_one_with_ever_new_sentences_is_given_up_in_the_end() -> None:
     async def busy(frames: FrameStream) -> None:
         for number in range(10_000):
@@ -194,6 +205,7 @@ async def test_even_one_with_ever_new_sentences_is_given_up_in_the_end() -> None
         assert len(here.said) > 1
 
 
+@virtually
 async def test_one_that_talks_without_end_is_cut_off() -> None:
     async def flood(frames: FrameStream) -> None:
         while True:
@@ -203,6 +215,7 @@ async def test_one_that_talks_without_end_is_cut_off() -> None:
         await here.fails(WorkerLost, "more than a lease allows", replace(QUICK, silence_s=10.0))
 
 
+@virtually
 async def test_a_worker_that_does_not_take_the_stream_or_cannot_be_reached_is_bounded() -> None:
     async with told() as here:
         here.workers.drop(NODE)
@@ -217,6 +230,7 @@ async def test_a_worker_that_does_not_take_the_stream_or_cannot_be_reached_is_bo
         await lease.open()
 
 
+@virtually
 async def test_silence_of_a_worker_that_was_ready_is_told_once() -> None:
     async with told(silent=True) as here:
         lease = here.lease(limits=QUICK)
@@ -228,6 +242,7 @@ async def test_silence_of_a_worker_that_was_ready_is_told_once() -> None:
         assert len(here.lost) == 1
 
 
+@virtually
 async def test_a_worker_whose_machine_is_gone_is_told_at_once() -> None:
     async with told() as here:
         lease = here.lease()
@@ -239,6 +254,7 @@ async def test_a_worker_whose_machine_is_gone_is_told_at_once() -> None:
         await lease.close()
 
 
+@virtually
 async def test_a_worker_that_says_why_it_ended_is_quoted() -> None:
     async def ends(frames: FrameStream) -> None:
         await frames.write_struct(READY)
@@ -252,6 +268,7 @@ async def test_a_worker_that_says_why_it_ended_is_quoted() -> None:
         await lease.close()
 
 
+@virtually
 async def test_closing_does_not_wait_for_a_worker_that_does_not_end() -> None:
     async with told(stubborn=True) as here:
         lease = here.lease(limits=replace(QUICK, silence_s=30.0))
@@ -261,6 +278,7 @@ async def test_closing_does_not_wait_for_a_worker_that_does_not_end() -> None:
         assert here.lost == []
 
 
+@virtually
 async def test_cancelled_while_it_waits_it_leaves_nothing() -> None:
     async def stuck(frames: FrameStream) -> None:
         await frames.write_struct(wait("fetching"))

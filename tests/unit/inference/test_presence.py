@@ -26,6 +26,7 @@ from agentmesh.inference.logic.presence_timing import (
 from agentmesh.inference.logic.target import ServedModel
 from agentmesh.inference.presence import Publisher
 from agentmesh.mesh.logic.kinds import NODE
+from tests.fakes.virtual_time import virtually
 
 
 def test_a_small_mesh_is_told_every_minute_and_a_large_one_every_ten() -> None:
@@ -133,6 +134,7 @@ async def test_what_could_not_be_told_is_told_later() -> None:
     assert len(mesh.told) == 1
 
 
+@virtually
 async def test_changes_in_a_row_are_one_word_of_the_running_publisher() -> None:
     mesh = Mesh()
     told = asyncio.Event()

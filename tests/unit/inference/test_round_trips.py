@@ -17,6 +17,7 @@ from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.split_world import node_id
+from tests.fakes.virtual_time import virtually
 
 NEAR, FAR, THIRD = node_id(1), node_id(2), node_id(3)
 
@@ -87,6 +88,7 @@ class World:
         await self.trips.measure()
 
 
+@virtually
 async def test_a_connected_peer_s_round_trip_is_what_the_connection_says() -> None:
     world = World()
     world.peers, world.wanted = [View(NEAR, 3.2), View(FAR, 7.0), View(THIRD, None)], [NEAR]
@@ -95,6 +97,7 @@ async def test_a_connected_peer_s_round_trip_is_what_the_connection_says() -> No
     assert (world.opened, world.changes) == ([], 1)
 
 
+@virtually
 async def test_of_another_the_smallest_of_three_counts_and_every_stream_is_closed() -> None:
     world = World()
     world.wanted, world.answers = [FAR], [19.0, 7.0, 150.0]
@@ -103,6 +106,7 @@ async def test_of_another_the_smallest_of_three_counts_and_every_stream_is_close
     assert (world.opened, world.open) == ([FAR] * PINGS, 0)
 
 
+@virtually
 async def test_the_nearest_come_first() -> None:
     world = World()
     world.wanted, world.peers = [NEAR, FAR], [View(FAR, 70.0), View(NEAR, 0.2)]
@@ -110,6 +114,7 @@ async def test_the_nearest_come_first() -> None:
     assert world.trips.nearest() == ((NEAR, 0.5), (FAR, 80))
 
 
+@virtually
 async def test_noise_changes_nothing() -> None:
     world = World()
     world.wanted, world.peers = [NEAR], [View(NEAR, 3.0)]
@@ -123,6 +128,7 @@ async def test_noise_changes_nothing() -> None:
     assert (world.changes, world.trips.nearest()) == (2, ((NEAR, 10),))
 
 
+@virtually
 async def test_a_long_round_trip_counts_when_it_is_long_twice() -> None:
     """A machine that was busy for some seconds is not far away; a split that runs would end because of it."""
     world = World()
@@ -139,6 +145,7 @@ async def test_a_long_round_trip_counts_when_it_is_long_twice() -> None:
     assert world.trips.nearest() == ((NEAR, 5),)
 
 
+@virtually
 async def test_nobody_is_pinged_again_too_soon_and_the_longest_waiting_first() -> None:
     world = World()
     world.wanted = [node_id(n) for n in range(MAX_PINGED + 5)]
@@ -152,6 +159,7 @@ async def test_nobody_is_pinged_again_too_soon_and_the_longest_waiting_first() -
     assert not first & set(world.opened)
 
 
+@virtually
 async def test_a_node_that_is_of_no_use_any_more_is_forgotten() -> None:
     world = World()
     world.wanted = [FAR]
@@ -161,6 +169,7 @@ async def test_a_node_that_is_of_no_use_any_more_is_forgotten() -> None:
     assert (world.trips.nearest(), world.changes) == ((), 2)
 
 
+@virtually
 async def test_a_node_that_does_not_answer_again_and_again_is_lost_until_it_does() -> None:
     world = World()
     world.wanted, world.gone = [FAR], {FAR}
@@ -176,6 +185,7 @@ async def test_a_node_that_does_not_answer_again_and_again_is_lost_until_it_does
     assert world.changes == 2
 
 
+@virtually
 async def test_a_lost_node_that_connects_is_there() -> None:
     world = World()
     world.wanted, world.gone = [FAR], {FAR}
@@ -186,6 +196,7 @@ async def test_a_lost_node_that_connects_is_there() -> None:
     assert not world.trips.is_lost(FAR)
 
 
+@virtually
 async def test_an_answer_that_is_none_is_no_round_trip() -> None:
     for nonsense in (b"", b"\0\0\0\0", b"\xff\xff\xff\xff", encode_frame(b"\xc1"), StreamClosed("It broke.")):
         world = World()
@@ -194,6 +205,7 @@ async def test_an_answer_that_is_none_is_no_round_trip() -> None:
         assert (world.trips.nearest(), world.open) == ((), 0)
 
 
+@virtually
 async def test_new_nodes_are_measured_soon_and_known_ones_do_not_hurry() -> None:
     world = World()
     woken = world.trips._woken  # pyright: ignore[reportPrivateUsage]
@@ -206,6 +218,7 @@ async def test_new_nodes_are_measured_soon_and_known_ones_do_not_hurry() -> None
     assert not woken.is_set()
 
 
+@virtually
 async def test_a_connected_peer_that_is_too_far_away_is_looked_at_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handshake on a busy machine takes long: who was measured then would be left out of plans until the next round."""
     monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
@@ -221,6 +234,7 @@ async def test_a_connected_peer_that_is_too_far_away_is_looked_at_again_soon(mon
         await world.trips.stop()
 
 
+@virtually
 async def test_who_was_not_reached_and_then_connects_is_known_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """After some seconds of silence a ping may fail before the connection is back: no plan could use the node until the next round."""
     monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
@@ -237,6 +251,7 @@ async def test_who_was_not_reached_and_then_connects_is_known_soon(monkeypatch: 
         await world.trips.stop()
 
 
+@virtually
 async def test_who_was_lost_and_connects_is_told_though_it_is_as_far_away_as_before() -> None:
     """It counts again, with what it claims, from then on."""
     world = World()
@@ -253,6 +268,7 @@ async def test_who_was_lost_and_connects_is_told_though_it_is_as_far_away_as_bef
     assert world.changes == before + 1
 
 
+@virtually
 async def test_a_listener_that_fails_ends_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtt, "FAR_LOOK_S", 0.001)
     world = World()

@@ -45,7 +45,7 @@ async def test_engines_and_promises_match_what_is_told(tmp_path: Path, seed: int
         except AgentMeshError:
             pass
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await asyncio.gather(*(somebody() for _ in range(60)))
     await world.until(lambda: not [s for s in world.service.status() if s.state in UNSETTLED])
     told = world.service.status()

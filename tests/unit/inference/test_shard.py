@@ -178,7 +178,7 @@ from agentmesh.inference.models.shard import LocalParts, layout_of, read_expert_
 def progress(done, whole):
     if done > whole // 2:
         print("half", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 model = read_expert_model(Path(sys.argv[1]))
 with LocalParts.open(model.files) as parts:

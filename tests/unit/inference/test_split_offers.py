@@ -16,6 +16,7 @@ from agentmesh.inference.split.facts import Measured, steady
 from agentmesh.inference.split.telling import URGENT_MS, URGENT_RETRY_MS, URGENT_SPACING_MS, Telling
 from tests.fakes.split_offers import ME, OTHER, THIRD, A, B, OffersWorld, a_wanting_world
 from tests.fakes.split_world import GB
+from tests.fakes.virtual_time import virtually
 
 NOTHING = encode_split_offer(SplitOffer())
 
@@ -158,6 +159,7 @@ async def test_the_first_word_and_the_last_when_the_node_stops() -> None:
     assert len(world.told) == 2
 
 
+@virtually
 async def test_what_was_being_said_when_the_node_stops_is_taken_back() -> None:
     world = await a_wanting_world()
     world.told.clear()
@@ -214,6 +216,7 @@ async def test_its_own_record_that_comes_back_changes_nothing() -> None:
     assert await world.tell() is None
 
 
+@virtually
 async def test_a_running_node_says_a_claim_by_itself() -> None:
     loop = asyncio.get_running_loop()
     world = OffersWorld()

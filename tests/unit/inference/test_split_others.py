@@ -18,6 +18,7 @@ from agentmesh.mesh.logic.events import PeerState
 from tests.fakes.records import record
 from tests.fakes.split_offers import LENDER, ME, OTHER, THIRD, WANTER, A, B, OffersWorld, a_wanting_world
 from tests.fakes.split_world import node_id
+from tests.fakes.virtual_time import virtually
 
 
 async def test_others_are_seen_as_lenders_and_as_those_who_want_it() -> None:
@@ -147,6 +148,7 @@ async def test_round_trips_are_said_the_nearest_first() -> None:
     assert world.now_ms < 1_000_000 + 3 * SECOND_MS
 
 
+@virtually
 async def test_a_flood_of_one_nodes_words_is_looked_at_a_few_times_a_second() -> None:
     world = OffersWorld()
     for number in range(500):

@@ -101,14 +101,14 @@ async def test_a_program_that_hangs_ends_with_its_caller_and_with_its_time(
     hanging = script(tmp_path, f"open({str(tmp_path / 'runs')!r}, 'w').close(); time.sleep(600)")
     before = set(psutil.Process().children())
     working = asyncio.ensure_future(hash_tensors(hanging, weights, WeightHashes(), wanted=on_any))
-    await eventually(lambda: (tmp_path / "runs").exists(), 20.0)
+    await eventually(lambda: (tmp_path / "runs").exists(), 60.0)
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
         await working
-    assert set(psutil.Process().children()) == before
+    await eventually(lambda: not set(psutil.Process().children()) - before, 60.0)
     monkeypatch.setattr(hashing, "HASH_RUN_S", 0.2)
     assert await hash_tensors(hanging, weights, WeightHashes(), wanted=on_any) == 0
-    assert set(psutil.Process().children()) == before
+    assert not set(psutil.Process().children()) - before
 
 
 def test_names_of_a_workers_layers_are_told_from_others() -> None:

@@ -12,7 +12,7 @@ import pytest
 from agentmesh.inference.engine.tensor_hash import fnv
 from tests.fakes.tensor_hash import built
 
-END_S = 30.0
+END_S = 60.0
 
 
 @pytest.fixture(scope="module")
