@@ -67,7 +67,7 @@ async def test_a_cancelled_dial_leaves_no_task_behind() -> None:
 async def test_an_address_that_breaks_the_resolver_counts_as_unreachable() -> None:
     client = QuicTransport(NodeKey.generate())
     with pytest.raises(Unreachable):
-        await asyncio.wait_for(dial_first(client, NODE, [f"{'a' * 64}.example:7777"]), 2)
+        await asyncio.wait_for(dial_first(client, NODE, [f"{'a' * 64}.example:7777"]), 60)
     await client.close()
 
 
@@ -77,4 +77,4 @@ async def test_a_machine_that_cannot_open_a_socket_does_not_hang_the_dial() -> N
             raise OSError(24, "Too many open files")
 
     with pytest.raises(Unreachable):
-        await asyncio.wait_for(dial_first(Broken(MemoryNetwork(), CLIENT), NODE, ["127.0.0.1:9"]), 2)
+        await asyncio.wait_for(dial_first(Broken(MemoryNetwork(), CLIENT), NODE, ["127.0.0.1:9"]), 60)

@@ -38,8 +38,8 @@ class World:
             await connection.wait_closed()
 
         port = await server.listen("127.0.0.1", 0, hold)
-        self.far = await client.dial(SELF, f"127.0.0.1:{port}", 1)
-        self.near = await asyncio.wait_for(came, 5)
+        self.far = await client.dial(SELF, f"127.0.0.1:{port}", 30)
+        self.near = await asyncio.wait_for(came, 30)
         self.link = Link(PEER, self.near, LinkHandlers(self._message, self._load, {StreamKind.CONTROL: self._serve}))
         self.running = asyncio.create_task(self.link.run())
         return self
@@ -61,14 +61,14 @@ async def world() -> AsyncIterator[World]:
     made = await World().begin()
     yield made
     made.near.close("test over")
-    await asyncio.wait_for(made.running, 5)
+    await asyncio.wait_for(made.running, 60)
 
 
 async def test_a_bug_met_by_one_message_ends_the_link_instead_of_leaving_it_deaf(world: World) -> None:
     world.failure = KeyError("a bug")
     out = await open_framed(world.far, StreamKind.RECORDS)
     await out.write_struct(Prune())
-    assert await asyncio.wait_for(world.running, 5) == "internal error"
+    assert await asyncio.wait_for(world.running, 60) == "internal error"
 
 
 async def test_a_request_that_fails_costs_its_stream_and_not_the_link(world: World) -> None:
@@ -107,11 +107,11 @@ async def test_a_peer_that_takes_no_records_any_more_is_let_go(world: World, mon
     monkeypatch.setattr(links, "STALL_S", 0.1)
     world.records = [SignedRecord(bytes(60_000), bytes(64))] * 16
     world.link.send_records((b"i" * 16,), None)
-    reason = await asyncio.wait_for(world.running, 5)
+    reason = await asyncio.wait_for(world.running, 60)
     assert "does not take" in reason
 
 
 async def _until_got(world: World, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(world.got) < count:
             await asyncio.sleep(0.005)
