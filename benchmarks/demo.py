@@ -62,7 +62,7 @@ class Node:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=100,
             check=False,
         )
         if result.returncode != 0:
@@ -75,7 +75,7 @@ class Node:
             return None
         self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait(5)
@@ -93,7 +93,7 @@ async def post_by_mcp(node: Node, text: str) -> dict[str, Any]:
         return result.structured_content
 
 
-def wait_for(node: Node, query: str, seconds: float = 15) -> dict[str, Any]:
+def wait_for(node: Node, query: str, seconds: float = 60) -> dict[str, Any]:
     """The first post that a search on `node` finds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

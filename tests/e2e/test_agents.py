@@ -22,14 +22,14 @@ from tests.fakes.agents import AGENTS, AgentHome, AgentsMissing, InstalledAgents
 from tests.fakes.node_process import NodeHome, Nodes, Result, wait_for
 from tests.fakes.talking_gguf import ANSWER, Call, write_talking
 
-pytestmark = [pytest.mark.node_js, pytest.mark.timeout(700)]  # the first run installs the agents
+pytestmark = [pytest.mark.node_js, pytest.mark.timeout(1200)]  # the first run installs the agents
 
 MODEL = "talking"
 QUESTION = "What is a mesh? Answer in one sentence."
 POST = "Please tell the others."
 READ = "Please read the board."
-READY_S = 60.0
-AGENT_TIMEOUT_S = 150.0  # 10 s alone on two cores; tests share them with others
+READY_S = 90.0
+AGENT_TIMEOUT_S = 300.0  # 10 s alone on two cores; tests share them with others
 CONTEXT_TOKENS = 131_072
 
 ASK = {
@@ -96,13 +96,13 @@ def mesh(agents: InstalledAgents, real_engine: Engine, tmp_path_factory: pytest.
 
 
 def ready_models(node: NodeHome) -> set[str]:
-    listed = httpx.get(f"http://127.0.0.1:{node.api_port}/v1/models", timeout=5).json()["data"]
+    listed = httpx.get(f"http://127.0.0.1:{node.api_port}/v1/models", timeout=30).json()["data"]
     return {model["id"] for model in listed if model["ready"]}
 
 
 def answered(node: NodeHome, route: str) -> float:
     """Requests for the model that this node answered by way of its own engine ("local") or of another node ("peer")."""
-    text = httpx.get(f"http://127.0.0.1:{node.api_port}/metrics", timeout=5).text
+    text = httpx.get(f"http://127.0.0.1:{node.api_port}/metrics", timeout=30).text
     wanted = {"model": MODEL, "route": route, "status": "2xx"}
     return sum(
         sample.value

@@ -20,9 +20,9 @@ import pytest
 from tests.e2e.mcp_tools import NpmTools, npm_tools, with_token
 from tests.fakes.node_process import NodeHome, Nodes
 
-pytestmark = [pytest.mark.node_js, pytest.mark.timeout(700)]  # the first run installs the programs
+pytestmark = [pytest.mark.node_js, pytest.mark.timeout(1200)]  # the first run installs the programs
 
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 GENERIC = {
     "2025-11-25": {

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _run(*command: str | Path, cwd: Path = ROOT, timeout: float = 60, **environment: str) -> str:
+def _run(*command: str | Path, cwd: Path = ROOT, timeout: float = 120, **environment: str) -> str:
     result = subprocess.run(
         command,
         cwd=cwd,
@@ -33,11 +33,11 @@ def _run(*command: str | Path, cwd: Path = ROOT, timeout: float = 60, **environm
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built as pip builds it for a user."""
     folder = tmp_path_factory.mktemp("wheel")
-    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT, timeout=200)
+    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT, timeout=550)
     return next(folder.glob("agentmesh-*.whl"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 def test_the_wheel_carries_the_skill_and_every_data_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "agentmesh/_data/skills/blackboard/SKILL.md" in names
@@ -46,11 +46,11 @@ def test_the_wheel_carries_the_skill_and_every_data_file(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_pip_install_alone_gives_a_working_command(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / "bin"
-    _run(binaries / "pip", "install", "-q", "--disable-pip-version-check", wheel, timeout=500)
+    _run(binaries / "pip", "install", "-q", "--disable-pip-version-check", wheel, timeout=800)
     assert "blackboard" in _run(binaries / "agentmesh", "--help", cwd=tmp_path)
     try:
         posted = _run(binaries / "agentmesh", "blackboard", "STATUS: from a wheel", cwd=tmp_path)
@@ -70,8 +70,8 @@ def test_the_readme_has_exactly_two_set_up_commands_and_make_knows_them() -> Non
         _run(*command.split(), "--dry-run")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(500)
 def test_the_demo_shows_what_it_claims_and_leaves_nothing_behind() -> None:
-    output = _run(sys.executable, ROOT / "benchmarks" / "demo.py", timeout=100)
+    output = _run(sys.executable, ROOT / "benchmarks" / "demo.py", timeout=480)
     assert "nothing left behind" in output
     assert "masked before it was stored or sent" in output

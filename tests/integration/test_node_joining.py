@@ -6,8 +6,12 @@ import asyncio
 import json
 import stat
 
+import pytest
+
 from agentmesh.control.client import AsyncNodeClient
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
+
+pytestmark = pytest.mark.timeout(300)  # several nodes, one after the other
 
 
 def texts(node: NodeHome) -> set[str]:
@@ -16,6 +20,12 @@ def texts(node: NodeHome) -> set[str]:
 
 def mesh_of(node: NodeHome) -> str:
     return node.json("status")["mesh_id"]
+
+
+def mesh_if_any(node: NodeHome) -> str:
+    """The same of a node that may be between two meshes."""
+    status = node.cli("status", "--json")
+    return status.json()["mesh_id"] if status.code == 0 else ""
 
 
 def test_a_token_is_taken_from_the_command_line_a_file_and_stdin(nodes: Nodes) -> None:
@@ -27,7 +37,7 @@ def test_a_token_is_taken_from_the_command_line_a_file_and_stdin(nodes: Nodes) -
     assert {mesh_of(node) for node in (first, by_argument, by_file, by_stdin)} == {mesh_of(first)}
     first.cli("blackboard", "to everybody")
     for node in (by_argument, by_file, by_stdin):
-        wait_for(lambda node=node: "to everybody" in texts(node), 20.0, "the post")
+        wait_for(lambda node=node: "to everybody" in texts(node), 60.0, "the post")
         assert first.invite not in node.stderr_file.read_text()
     peers = first.json("status")["peers"]
     assert len(peers) == 3
@@ -54,9 +64,9 @@ def test_a_node_that_cannot_reach_its_mesh_yet_names_the_address_and_joins_once_
     token = first.invite
     first.stop()
     second = nodes.home().start("--join", token, ready=False)
-    wait_for(lambda: f":{port}" in second.stderr_file.read_text(), 30.0, "the address to be named")
+    wait_for(lambda: f":{port}" in second.stderr_file.read_text(), 60.0, "the address to be named")
     first.start("--bind-port", port)
-    assert second.read_line(40.0).startswith("Invite: ")
+    assert second.read_line(120.0).startswith("Invite: ")
     assert mesh_of(second) == mesh_of(first)
 
 
@@ -72,7 +82,7 @@ def test_a_node_keeps_its_port_over_a_restart_so_that_its_invites_stay_good(node
 def test_tokens_of_two_meshes_are_refused(nodes: Nodes) -> None:
     first, second = nodes.start(), nodes.start()
     third = nodes.home().start("--join", first.invite, "--join", second.invite, ready=False)
-    assert third.wait(30.0) == 2
+    assert third.wait(60.0) == 2
     assert "different meshes" in third.stderr_file.read_text()
 
 
@@ -83,7 +93,7 @@ def test_a_revoked_invite_lets_nobody_in(nodes: Nodes) -> None:
     assert made["uses"] == 3
     assert first.cli("revoke", made["invite_id"][:8]).code == 0
     second = nodes.home().start("--join", made["token"], ready=False)
-    assert second.wait(30.0) == 2
+    assert second.wait(60.0) == 2
     assert made["token"] not in second.stderr_file.read_text()
 
 
@@ -92,18 +102,18 @@ def test_an_invite_for_one_node_is_used_up_by_it(nodes: Nodes) -> None:
     token = first.cli("invite", "--uses", "1").out.strip()
     nodes.start("--join", token)
     third = nodes.home().start("--join", token, ready=False)
-    assert third.wait(30.0) == 2
+    assert third.wait(60.0) == 2
 
 
 def test_a_revoked_node_is_put_out_and_its_posts_are_gone(nodes: Nodes) -> None:
     first = nodes.start("--name", "first")
     second = nodes.start("--name", "second", "--join", first.invite)
     second.cli("blackboard", "soon gone")
-    wait_for(lambda: "soon gone" in texts(first), 20.0, "the post")
+    wait_for(lambda: "soon gone" in texts(first), 60.0, "the post")
     node_id = second.json("status")["node_id"]
     assert first.cli("revoke", node_id[:10]).code == 0
-    wait_for(lambda: "soon gone" not in texts(first), 20.0, "the posts to go")
-    wait_for(lambda: first.json("status")["state"] == "alone", 20.0, "the connection to end")
+    wait_for(lambda: "soon gone" not in texts(first), 60.0, "the posts to go")
+    wait_for(lambda: first.json("status")["state"] == "alone", 60.0, "the connection to end")
 
 
 def test_revoking_what_nobody_knows_is_said_so(nodes: Nodes) -> None:
@@ -117,11 +127,12 @@ def test_the_founders_quotas_hold_and_are_shown_to_members(nodes: Nodes) -> None
     second = nodes.start("--join", first.invite)
     expected = {"posts_per_minute": 240, "posts_per_day": 5000, "author_posts_per_minute": 2}
     assert first.json("status")["policy"] == expected
-    wait_for(lambda: second.json("status")["policy"] == expected, 20.0, "the policy")
-    # Two minutes begin at most while three posts are made, so five posts cannot all pass.
-    codes = [second.cli("blackboard", f"post {number}", "--from", "ada").code for number in range(5)]
-    assert codes.count(1) >= 1
-    assert set(codes) <= {0, 1}
+    wait_for(lambda: second.json("status")["policy"] == expected, 60.0, "the policy")
+    # Two a minute: of these, all can pass only on a machine that takes a minute for two.
+    codes = [0]
+    while codes[-1] == 0 and len(codes) < 12:
+        codes.append(second.cli("blackboard", f"post {len(codes)}", "--from", "ada").code)
+    assert codes[-1] == 1
 
 
 def test_a_running_node_joins_another_mesh_over_its_api_and_keeps_its_process(nodes: Nodes) -> None:
@@ -132,7 +143,7 @@ def test_a_running_node_joins_another_mesh_over_its_api_and_keeps_its_process(no
         return str(answer["message"])
 
     assert "Switched" in asyncio.run(join([first.invite]))
-    wait_for(lambda: second.cli("status").code == 0 and mesh_of(second) == mesh_of(first), 20.0, "the other mesh")
+    wait_for(lambda: mesh_if_any(second) == mesh_of(first), 60.0, "the other mesh")
     assert second.node_json()["pid"] == second.pid
     assert "already" in asyncio.run(join([first.invite]))
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import psutil
@@ -48,14 +49,21 @@ def test_a_node_leaves_within_5_seconds_and_nothing_of_it_stays(nodes: Nodes) ->
     assert node.cli("blackboard", "hello").code == 0  # so that its scrub worker runs
     workers = children(node.pid)
     node.signal(signal.SIGTERM)
-    assert node.wait(5.0) == 0
-    wait_for(lambda: not any(alive(pid) for pid in workers), 5.0, "the worker processes to end")
+    assert node.wait() == 0  # it cuts itself off after 5 s, and gives 1 then
+    wait_for(lambda: not any(alive(pid) for pid in workers), 10.0, "the worker processes to end")
     assert not (node.root / "run" / "node.sock").exists()
     assert not (node.root / "run" / "node.json").exists()
 
 
+@pytest.mark.timeout(300)
 def test_a_second_signal_ends_a_node_at_once(nodes: Nodes) -> None:
-    node = nodes.start()
+    for _ in range(3):  # a machine that stands still for two seconds at the wrong moment sends it too late
+        if (code := _code_after_two_signals(nodes.start())) != 0:
+            break
+    assert code == 128 + signal.SIGTERM
+
+
+def _code_after_two_signals(node: NodeHome) -> int:
     assert node.cli("blackboard", "hello").code == 0
     workers = [psutil.Process(pid) for pid in children(node.pid)]
     assert workers
@@ -63,9 +71,9 @@ def test_a_second_signal_ends_a_node_at_once(nodes: Nodes) -> None:
         worker.suspend()  # a worker that does not end when told to: now a clean end takes a while
     try:
         node.signal(signal.SIGINT)
-        wait_for(lambda: not (node.root / "run" / "node.json").exists(), 5.0, "the node to begin its end")
+        wait_for(lambda: not (node.root / "run" / "node.json").exists(), 30.0, "the node to begin its end")
         node.signal(signal.SIGTERM)
-        assert node.wait(5.0) == 128 + signal.SIGTERM
+        return node.wait()
     finally:
         for worker in workers:
             with suppress(psutil.NoSuchProcess):
@@ -86,7 +94,7 @@ def test_a_killed_node_starts_again_over_what_it_left(nodes: Nodes) -> None:
 def test_a_second_node_by_hand_in_one_home_is_refused_with_the_others_process(nodes: Nodes) -> None:
     node = nodes.start()
     second = nodes.home(root=node.root).start(ready=False)
-    assert second.wait(30.0) == 1
+    assert second.wait(60.0) == 1
     assert str(node.pid) in second.stderr_file.read_text()
     assert node.cli("status").code == 0
 
@@ -131,11 +139,14 @@ def test_leave_forgets_the_mesh_running_or_not(nodes: Nodes) -> None:
 def test_the_home_is_private(nodes: Nodes) -> None:
     node = nodes.start()
     node.cli("blackboard", "hello")
+    node.signal(signal.SIGSTOP)  # no file comes or goes while they are looked at
+    wait_for(lambda: psutil.Process(node.pid).status() == psutil.STATUS_STOPPED, 30.0, "the node to stand still")
     open_to_others = [
         str(path)
         for path in [node.root, *node.root.rglob("*")]
         if path.name not in ("config.toml", "foreground.err") and stat.S_IMODE(path.lstat().st_mode) & 0o077
     ]
+    node.signal(signal.SIGCONT)
     assert open_to_others == []
 
 
@@ -144,7 +155,7 @@ def test_the_console_needs_the_token_of_node_json(nodes: Nodes) -> None:
     file = node.node_json()
 
     def ask(authorization: str) -> bytes:
-        with socket.create_connection(("127.0.0.1", file["console_port"]), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", file["console_port"]), timeout=60) as connection:
             connection.sendall(
                 f"GET /api/status HTTP/1.1\r\nHost: localhost\r\n{authorization}Connection: close\r\n\r\n".encode()
             )
@@ -161,7 +172,7 @@ def refused(node: NodeHome, *arguments: str, code: int, stdin: str | None = None
     """What a node that cannot start says."""
     node.stderr_file.unlink(missing_ok=True)
     node.start(*arguments, ready=False, stdin=stdin)
-    assert node.wait(30.0) == code
+    assert node.wait(60.0) == code
     said = node.stderr_file.read_text().strip().splitlines()
     assert len(said) == 1, said
     return said[0]
@@ -228,7 +239,7 @@ def test_a_home_on_a_read_only_file_system_is_refused() -> None:
     environment = {**os.environ, "AGENTMESH_HOME": "/proc/agentmesh"}
     for arguments, code in ((["--client"], 1), (["blackboard", "hi"], 3)):
         done = subprocess.run(
-            [sys.executable, "-m", "agentmesh", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60,
+            [sys.executable, "-m", "agentmesh", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100,
             check=False,
         )  # fmt: skip
         assert done.returncode == code
@@ -258,16 +269,6 @@ def test_a_truncated_token_is_refused(nodes: Nodes) -> None:
 
 def test_an_expired_token_is_refused(nodes: Nodes) -> None:
     first = nodes.start()
-    token = first.cli("invite", "--expires", "1s").out.strip()
-    second = nodes.home()
-    wait_for(lambda: "expire" in _join_once(second, token), 20.0, "the invite to expire")
-
-
-def _join_once(home: NodeHome, token: str) -> str:
-    home.stderr_file.unlink(missing_ok=True)
-    home.start("--join", token, ready=False)
-    try:
-        home.wait(3.0)
-    except subprocess.TimeoutExpired:
-        home.kill()
-    return home.stderr_file.read_text()
+    made = first.json("invite", "--expires", "1s")
+    wait_for(lambda: time.time() * 1000 > made["expires_at"], 30.0, "the invite to expire")
+    assert "expire" in refused(nodes.home(), "--join", made["token"], code=2)
