@@ -182,7 +182,7 @@ async def test_a_cancelled_writing_ends_and_leaves_nothing(
 
     def slow(*arguments: object, **options: object) -> object:
         began.set()
-        go.wait(10)
+        go.wait(60)
         try:
             return real(*arguments, **options)
         finally:
@@ -190,12 +190,12 @@ async def test_a_cancelled_writing_ends_and_leaves_nothing(
 
     monkeypatch.setattr("agentmesh.inference.models.shard_store.write_shard", slow)
     task = asyncio.create_task(maker(tmp_path).make(PAIR, ONE, files, "experts"))
-    assert await asyncio.to_thread(began.wait, 10)
+    assert await asyncio.to_thread(began.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     go.set()
-    assert await asyncio.to_thread(ended.wait, 10)
+    assert await asyncio.to_thread(ended.wait, 60)
     assert not [path for path in (tmp_path / "home-1").rglob("*") if ".gguf" in path.name]
 
 
