@@ -82,6 +82,7 @@ FAKE_HELP = """
 
 --ready-after S                         seconds until the model is loaded; until then 503 on all endpoints
 --never-ready                           stays at 503 for good
+--ready-when FILE                       loads until this file is there, which a test makes when it has seen what it waited for
 --load-noise                            logs a line every 50 ms while it loads
 --load-work                             uses CPU time while it loads
 --crash-at-start                        ends before it listens, with llama-server's words
@@ -153,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
         *(("--rpc",), ("-lm", "--load-mode"), ("-dev", "--device"), ("-ngl", "--gpu-layers", "--n-gpu-layers")),
         *(("-fit", "--fit"), ("-m", "--model"), ("--log-colors",), ("--pooling",), ("-mm", "--mmproj")),
         *(("-a", "--alias"), ("--state",), ("--request-log",), ("--device-list",), ("--retry-after",)),
+        ("--ready-when",),
     ):
         add(*flags, default="")
     for flags in (

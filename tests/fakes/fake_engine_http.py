@@ -76,12 +76,13 @@ class FakeServer:
         if self.options.never_ready:
             return  # and wakes for nothing: where the machine is slow, that alone would be a sign of life
         until = time.monotonic() + self.options.ready_after
-        while (left := until - time.monotonic()) > 0:
+        awaited = Path(self.options.ready_when) if self.options.ready_when else None
+        while (left := until - time.monotonic()) > 0 or (awaited is not None and not awaited.exists()):
             if self.options.load_noise:
                 self.log("load_tensors: .")
             if self.options.load_work:
                 sum(range(400_000))
-            await asyncio.sleep(min(left, 0.05))
+            await asyncio.sleep(min(left, 0.05) if left > 0 else 0.05)
         self.ready = True
         self.log("srv  llama_server: model loaded")
 

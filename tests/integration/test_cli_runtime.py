@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -18,7 +17,7 @@ from tests.fakes.fake_engine import write_fake_engine
 from tests.fakes.node_process import ROOT, NodeHome, Nodes, wait_for
 from tests.fakes.tiny_gguf import write_tiny
 
-READY_S = 30.0
+READY_S = 90.0
 
 
 @pytest.fixture
@@ -114,15 +113,17 @@ def test_an_engine_that_crashes_is_shown_with_its_last_words(nodes: Nodes, tmp_p
 def test_interrupting_a_load_leaves_it_going(nodes: Nodes, tmp_path: Path, tiny: Path) -> None:
     home = start(nodes, tmp_path)
     (tmp_path / "bin" / "llama-server").unlink()
-    write_fake_engine(tmp_path / "bin", "--ready-after", "2")
+    write_fake_engine(tmp_path / "bin", "--ready-when", str(tmp_path / "loaded"))
     command = [sys.executable, "-m", "agentmesh", "load", str(tiny)]
     with subprocess.Popen(command, env=home.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as load:
+        assert load.stderr is not None
+        assert load.stderr.readline().startswith("tiny: ")  # it is followed, not asked for any more
         wait_for(lambda: states(home).get("tiny") == "loading", READY_S, "the load")
-        time.sleep(0.5)  # until it is followed, not asked for: nothing tells of that but the node's answer
         load.send_signal(signal.SIGINT)
-        _, err = load.communicate(timeout=20)
+        _, err = load.communicate(timeout=60)
     assert load.returncode == 130
     assert "the node goes on loading tiny" in err
+    (tmp_path / "loaded").touch()
     wait_for(lambda: states(home).get("tiny") == "ready", READY_S, "the model")
 
 

@@ -18,6 +18,7 @@ from tests.fakes import mesh_nodes
 from tests.fakes.mesh_nodes import TestNode, eventually
 
 MakeNode = Callable[[str], TestNode]
+WAIT_S = 30.0
 
 
 class MovableClock:
@@ -67,7 +68,7 @@ async def test_a_post_is_not_acknowledged_and_then_lost_after_the_clock_was_set_
 async def test_a_client_that_leaves_does_not_leave_its_post_on_disk_only(make_node: MakeNode) -> None:
     a = await make_node("a").found().start()
     b = await (await make_node("b").join(await a.token())).start()
-    await eventually(lambda: len(b.mesh.peers()) == 1)
+    await eventually(lambda: len(b.mesh.peers()) == 1, WAIT_S)
     add, writing, release = a.store.add, asyncio.Event(), asyncio.Event()
 
     async def slow(records: list[Record]) -> None:
@@ -77,22 +78,22 @@ async def test_a_client_that_leaves_does_not_leave_its_post_on_disk_only(make_no
 
     a.store.add = slow  # type: ignore[assignment]
     posting = asyncio.create_task(a.post("the client gave up"))
-    await asyncio.wait_for(writing.wait(), 5)
+    await asyncio.wait_for(writing.wait(), WAIT_S)
     posting.cancel()
     await asyncio.sleep(0)
     release.set()
-    await eventually(lambda: b.texts() == ["the client gave up"])
+    await eventually(lambda: b.texts() == ["the client gave up"], WAIT_S)
 
 
 async def test_a_post_that_the_disk_did_not_take_can_come_again(make_node: MakeNode) -> None:
     a = await make_node("a").found().start()
     b = await (await make_node("b").join(await a.token())).start()
-    await eventually(lambda: len(b.mesh.peers()) == 1)
+    await eventually(lambda: len(b.mesh.peers()) == 1, WAIT_S)
     b.store.full = True
     record = await a.post("while the disk was full")
     index = b.mesh._index
-    await eventually(lambda: not index.wants(record.id, mesh_nodes.CLOCK.now_ms()))
-    await eventually(lambda: record.id not in index)
+    await eventually(lambda: not index.wants(record.id, mesh_nodes.CLOCK.now_ms()), WAIT_S)
+    await eventually(lambda: record.id not in index, WAIT_S)
     b.store.full = False
     assert type(index.offer(record, mesh_nodes.CLOCK.now_ms())).__name__ == "Accepted"
 

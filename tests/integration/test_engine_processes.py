@@ -27,8 +27,11 @@ from agentmesh.inference.logic.target import EngineAddress
 from tests.fakes.engine_programs import asleep
 from tests.fakes.fake_engine import fake_engine
 
-WAIT_S = 20.0  # each takes well below a second on a free machine
-LIMITS = LifecycleLimits(stall_ms=1_500, backoff_ms=50, backoff_max_ms=100, restarts=2, grace_ms=3_000)
+WAIT_S = 60.0  # each takes well below a second on a free machine
+LIMITS = LifecycleLimits(backoff_ms=50, backoff_max_ms=100, restarts=2, grace_ms=40_000)
+STALLS = dataclasses.replace(
+    LIMITS, stall_ms=3_000
+)  # longer than a machine with others on it makes a process stand still
 
 
 @pytest.fixture
@@ -161,7 +164,7 @@ async def test_an_engine_that_ignores_sigterm_is_killed_after_the_grace(engines:
     pid = await ready(engine)
     began = time.monotonic()
     await engine.stop(0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 30  # not the grace of 40 s that it has otherwise
     assert not lives(pid)
 
 
@@ -173,7 +176,7 @@ async def test_what_an_engine_forked_off_ends_with_it(engines: Engines, options:
     await ready(engine)
     forked = await lingering(engines)
     assert all(lives(pid) for pid in forked)
-    await asyncio.wait_for(engine.stop(0.2), 5)
+    await asyncio.wait_for(engine.stop(0.2), 30)
     assert not any(lives(pid) for pid in forked)
     assert engines.leftovers() == []
 
@@ -192,7 +195,7 @@ async def test_a_crash_at_the_start_fails_at_once_with_the_words_of_the_log(engi
     began = time.monotonic()
     with pytest.raises(EngineFailed, match=r"is not a model\n.*failed to load model"):
         await ready(engine)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # half of the time after which one that hangs is given up
     assert engine.status.state is State.FAILED
     assert engines.states == [State.STARTING, State.LOADING, State.FAILED]
     assert engines.leftovers() == []
@@ -252,24 +255,29 @@ async def test_a_failed_engine_can_be_started_again(engines: Engines, folder: Pa
 
 async def test_an_engine_that_is_never_ready_and_does_nothing_is_given_up(engines: Engines) -> None:
     with pytest.raises(EngineFailed, match="never became ready"):
-        await ready(engines.make(program=asleep(engines.folder)))
+        await ready(engines.make(program=asleep(engines.folder), limits=STALLS))
 
 
 @pytest.mark.parametrize("sign", ["--load-noise", "--load-work"])
-async def test_loading_may_take_longer_than_the_limit_without_progress(engines: Engines, sign: str) -> None:
-    engine = engines.make("--ready-after", "3", sign)
-    began = time.monotonic()
+async def test_loading_may_take_longer_than_the_limit_without_progress(
+    engines: Engines, folder: Path, sign: str
+) -> None:
+    engine = engines.make("--ready-when", str(folder / "loaded"), sign, limits=STALLS)
+    await engine.start()
+    await eventually(lambda: engine.status.state is State.LOADING, "loading")
+    await asyncio.sleep(1.3 * STALLS.stall_ms / 1000)
+    assert engine.status.state is State.LOADING
+    (folder / "loaded").touch()
     await ready(engine)
-    assert time.monotonic() - began > LIMITS.stall_ms / 1000
 
 
 async def test_an_engine_that_others_owe_a_reply_may_do_nothing_for_as_long(engines: Engines) -> None:
     """A worker of a split reads its part from a slow disk; that it does so is watched there."""
     owed = True
-    engine = engines.make(program=asleep(engines.folder), is_owed=lambda: owed)
+    engine = engines.make(program=asleep(engines.folder), limits=STALLS, is_owed=lambda: owed)
     await engine.start()
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(engine.wait_ready(), 2 * LIMITS.stall_ms / 1000)
+        await asyncio.wait_for(engine.wait_ready(), 1.5 * STALLS.stall_ms / 1000)
     assert engine.status.state is State.LOADING
     owed = False
     with pytest.raises(EngineFailed, match="never became ready"):
@@ -277,7 +285,7 @@ async def test_an_engine_that_others_owe_a_reply_may_do_nothing_for_as_long(engi
 
 
 async def test_an_engine_that_stops_answering_is_replaced(engines: Engines) -> None:
-    limits = dataclasses.replace(LIMITS, probe_ready_ms=100, grace_ms=200)
+    limits = dataclasses.replace(STALLS, probe_ready_ms=100, grace_ms=200)
     engine = engines.make(limits=limits)
     pid = await ready(engine)
     os.kill(pid, signal.SIGSTOP)  # as one that hangs in its driver
@@ -321,7 +329,7 @@ async def test_the_log_of_a_talkative_engine_is_bounded(engines: Engines) -> Non
     lines = 3 * LOG_FILE_BYTES // 90
     engine = engines.make("--noise-lines", str(lines))
     await engine.start()
-    await asyncio.wait_for(engine.wait_ready(), 60)
+    await asyncio.wait_for(engine.wait_ready(), 100)
     sizes = [path.stat().st_size for path in engines.log.parent.iterdir()]
     assert len(sizes) == 2
     assert max(sizes) <= LOG_FILE_BYTES

@@ -20,7 +20,7 @@ from tests.fakes.fake_agent import FakeAgent
 from tests.fakes.model_api import ModelApi, model
 from tests.fakes.node_process import ROOT, wait_for
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 # As the console script, whether or not main.py has the commands already.
 PROGRAM = """
 import sys

@@ -14,7 +14,7 @@ from tests.fakes.fake_agent import FakeAgent
 from tests.fakes.model_api import ModelApi, model
 from tests.fakes.node_process import ROOT, NodeHome, Nodes, wait_for
 
-WAIT_S = 60.0
+WAIT_S = 90.0
 
 
 @pytest.fixture
@@ -78,7 +78,8 @@ def test_a_node_that_was_started_stays_while_another_client_is_attached(nodes: N
         [sys.executable, "-m", "agentmesh", "claude", "--port", "9"],
         env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_for(lambda: runs(home), WAIT_S, "the node to start")
+    # It looks for a node while one is being started, so that it is there long before the launcher has waited enough.
+    wait_for((home.root / "logs" / "node.log").exists, WAIT_S, "the start to begin")
     follower = subprocess.Popen(
         [sys.executable, "-m", "agentmesh", "blackboard", "--follow"],
         env=home.environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -98,6 +99,9 @@ def test_a_node_that_is_just_being_started_ends_when_the_launcher_is_interrupted
     nodes: Nodes, agent: FakeAgent, number: signal.Signals
 ) -> None:
     home = prepared(nodes, agent)
+    home.environment["AGENTMESH_JOIN"] = (
+        nodes.start().invite
+    )  # so that it has not ended by itself when the signal comes
     launcher = subprocess.Popen(
         [sys.executable, "-m", "agentmesh", "claude", "--port", "9"],
         env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
