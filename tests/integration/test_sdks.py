@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from agentmesh.core.errors import Unreachable
+from agentmesh.inference.engine.health import is_healthy
 from agentmesh.inference.logic.route_limits import MAX_WAITING_PER_MODEL
 from agentmesh.inference.logic.target import EngineAddress, ServedModel, Target
 from agentmesh.inference.proxy.answers import LocalAnswers
@@ -82,7 +83,7 @@ class World:
             )
             stack.push_async_callback(_end, engine)
         async with asyncio.timeout(WAIT_S):
-            while not all([await _listens(path) for path in paths]):
+            while not all([await is_healthy(EngineAddress(socket=str(path))) for path in paths]):
                 await asyncio.sleep(0.02)
         self._targets = [
             Target(ME, served, EngineAddress(socket=str(path))) for served, path in zip(engines, paths, strict=True)
@@ -106,15 +107,6 @@ async def _end(engine: asyncio.subprocess.Process) -> None:
     if engine.returncode is None:
         engine.kill()
     await engine.wait()
-
-
-async def _listens(path: Path) -> bool:
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 @asynccontextmanager
