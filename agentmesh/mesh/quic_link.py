@@ -16,6 +16,7 @@ from aioquic.quic.packet import QuicErrorCode
 
 from agentmesh.core.errors import StreamClosed
 from agentmesh.mesh.datagrams import SocketAddress, format_address
+from agentmesh.mesh.logic.limits import MAX_STREAMS_PER_PEER
 from agentmesh.mesh.logic.reasons import clip_reason
 from agentmesh.mesh.logic.transport_limits import ACK_EVERY, CLOSE_REPEATS, EARLY_TIMER_S, PACKETS_PER_TURN
 from agentmesh.mesh.quic_engine import Engine
@@ -56,6 +57,7 @@ class QuicLink:
         self._transmit_handle: asyncio.Handle | None = None
         self._streams: dict[int, QuicPeerStream] = {}
         self._accepted: deque[QuicPeerStream] = deque()
+        self._over = deque[int](maxlen=2 * MAX_STREAMS_PER_PEER)  # the peer's, forgotten: a late word makes no new one
         self._waiting_for_room: dict[int, QuicPeerStream] = {}
         self._reason: str | None = None
         self._unacknowledged = 0
@@ -171,7 +173,8 @@ class QuicLink:
 
     def forget(self, stream: QuicPeerStream) -> None:
         """Both directions of a stream are over."""
-        self._streams.pop(stream.stream_id, None)
+        if self._streams.pop(stream.stream_id, None) is not None and not self._is_ours(stream.stream_id):
+            self._over.append(stream.stream_id)
         self._waiting_for_room.pop(stream.stream_id, None)
 
     # ------------------------------------------------------------------ driving the engine
@@ -264,7 +267,7 @@ class QuicLink:
     def _stream(self, stream_id: int, tell: Callable[[QuicPeerStream], None]) -> None:
         stream = self._streams.get(stream_id)
         if stream is None:
-            if self._is_ours(stream_id):
+            if self._is_ours(stream_id) or stream_id in self._over:
                 return  # over on our side already
             stream = self._streams[stream_id] = QuicPeerStream(self, stream_id)
             self._accepted.append(stream)
