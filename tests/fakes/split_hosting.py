@@ -27,6 +27,7 @@ from agentmesh.inference.models.identity import FileIdentities
 from agentmesh.inference.rpc.weights import WeightFiles, WeightHashes
 from agentmesh.inference.settings import Lending
 from agentmesh.inference.split.host import HostJob, HostParts, SplitHost
+from agentmesh.inference.split.host_lease import DEFAULT_LIMITS, LeaseLimits
 from agentmesh.inference.split.worker import SplitWorker
 from agentmesh.inference.split.worker_files import OpenedFiles
 from agentmesh.mesh.streams import StreamKind
@@ -36,6 +37,7 @@ from tests.fakes.split_world import a_node
 
 BUFFERS = 90_000_000  # what a plan adds to weights: 64 MiB the program
 PROMPT = "The mesh joins machines as equals, and"
+ANSWER_S = 240.0
 LIKE_ALL = ("-t", "1", "-lv", "5")
 
 
@@ -105,7 +107,7 @@ class Hosting:
         assert isinstance(outcome, Split), outcome
         return outcome
 
-    async def host(self, model: Path, plan: Split, term: int = 1) -> SplitHost:
+    async def host(self, model: Path, plan: Split, term: int = 1, *, limits: LeaseLimits = DEFAULT_LIMITS) -> SplitHost:
         """Not opened yet."""
         identities = FileIdentities(self.folder / "identities.json")
         parts = HostParts(
@@ -117,7 +119,7 @@ class Hosting:
         )
         content = content_of([bytes.fromhex((await identities.identify(model)).sha256)])
         job = HostJob(content, "m", term, (model,), self.engine)
-        return SplitHost(parts, plan, job, on_lost=self.lost.append, say_progress=self.said.append)
+        return SplitHost(parts, plan, job, on_lost=self.lost.append, say_progress=self.said.append, limits=limits)
 
     def llama_server(self, model: Path, words: SplitWords | None = None) -> EngineProcess:
         """As ModelRun would start it; alone without words."""
@@ -139,7 +141,7 @@ async def tokens(engine: EngineProcess, count: int = 24) -> list[int]:
     assert engine.address.socket is not None
     body = {"prompt": PROMPT, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
     transport = httpx.AsyncHTTPTransport(uds=engine.address.socket)
-    async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=90) as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=ANSWER_S) as http:
         answer = await http.post("/completion", json={**body, "ignore_eos": True})
     assert answer.status_code == 200, answer.text
     return answer.json()["tokens"]

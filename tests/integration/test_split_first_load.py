@@ -21,9 +21,10 @@ from tests.fakes.tiny_gguf import TinyModel, write_tiny
 
 # Every matrix of a layer is larger than 10 MiB: llama-server asks for the hash of each.
 MODEL = TinyModel(name="wide", context=512, layers=2, embedding=2048, heads=16, kv_heads=16, feed_forward=2048)
-READY_S = 90.0
+READY_S = 240.0
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("with_program", [True, False])
 async def test_a_first_load_hands_no_weights_to_the_gateway(
     real_engine: Engine, tmp_path: Path, with_program: bool
@@ -49,7 +50,7 @@ async def test_a_first_load_hands_no_weights_to_the_gateway(
             host = await here.host(model, plan)
             words = await host.open()
             if with_program:
-                await eventually((tmp_path / "fnv.json").exists, 30.0)  # saved when all are known
+                await eventually((tmp_path / "fnv.json").exists, READY_S)  # saved when all are known
             server = here.llama_server(model, words)
             await server.start()
             await asyncio.wait_for(server.wait_ready(), READY_S)

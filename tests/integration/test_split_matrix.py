@@ -41,7 +41,7 @@ def prompts(model: SplitModel) -> list[list[int]]:
     return [prompt_tokens(model, length) for length in PROMPT_LENGTHS]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", MODELS)
 async def test_two_and_three_nodes_say_what_one_says(split: Split, files: dict[str, Path], kind: str) -> None:
     file, asked = files[kind], prompts(MODELS[kind])
@@ -75,6 +75,7 @@ def check_answers(answers: list[Said]) -> None:
         assert sum(other.tokens[:4] == answer.tokens[:4] for other in answers) == 1
 
 
+@pytest.mark.timeout(600)
 async def test_repacked_weights_say_something_else_which_is_why_the_others_are_compared_without(
     split: Split, files: dict[str, Path]
 ) -> None:

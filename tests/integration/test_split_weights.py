@@ -24,6 +24,8 @@ from tests.fakes.split_models import (
     write_split_model,
 )
 
+pytestmark = pytest.mark.timeout(900)  # 5 to 40 s each alone
+
 MIB = 1 << 20
 LOAD_BYTES = 300_000  # to all workers in a load: names, sizes, graphs, references
 REPLY_BYTES = 200_000  # from them: sizes, and the logits of the warm-up, four bytes for each token of the vocabulary
@@ -77,7 +79,6 @@ def assert_no_weights_crossed(served: Served, files: list[Path]) -> None:
     assert found_weights(served, files) == 0
 
 
-@pytest.mark.timeout(400)
 async def test_a_large_model_loads_twice_and_no_weight_crosses(
     split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +167,6 @@ async def test_a_draft_with_the_targets_tensor_names_stays_on_the_host(split: Sp
     await served.close()
 
 
-@pytest.mark.timeout(400)
 async def test_a_draft_that_somebody_puts_on_the_worker_is_not_taken_for_the_target(split: Split, folder: Path) -> None:
     """Its tensors have the names, types and sizes of the target's, one of them is so large that its hash comes first, and at the second
     load that hash is known of the target's: only the bytes tell. So they flow."""
