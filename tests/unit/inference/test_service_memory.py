@@ -241,7 +241,7 @@ async def test_what_the_command_line_names_goes_before_a_remembered_one_that_is_
     named, found, locate = str(tmp_path / "there" / ".." / "tiny.gguf"), threading.Event(), Fetcher.locate
 
     def named_last(self: Fetcher, request: LoadRequest, stop: threading.Event) -> Located:
-        assert request.model != named or found.wait(10)
+        assert request.model != named or found.wait(60)
         return locate(self, request, stop)
 
     monkeypatch.setattr(Fetcher, "locate", named_last)
