@@ -52,7 +52,9 @@ class Setup:
 
 
 @pytest.fixture
-async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+async def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    # A client that does not read for two seconds is told of no more changes: a machine that stands still is not meant.
+    monkeypatch.setattr("agentmesh.blackboard.logic.mcp_limits.NOTIFY_TIMEOUT_S", WAIT_S)
     made = Setup(tmp_path)
     async with made.node:
         yield made

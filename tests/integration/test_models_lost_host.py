@@ -13,6 +13,7 @@ import pytest
 
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.patient_node import PATIENT
 from tests.fakes.talking_gguf import write_talking
 from tests.integration.test_models_on_the_mesh import ASK, READY_S, listed, open_ai, tiny
 
@@ -38,9 +39,9 @@ def engines_of(home: NodeHome) -> list[psutil.Process]:
 
 
 def serve(nodes: Nodes, engine: Engine, file: Path, *arguments: str) -> NodeHome:
-    return nodes.start(
-        "--gguf", str(file), "--bin-dir", str(Path(engine.command[0]).parent), "--ctx-size", "4096", *arguments
-    )
+    folder = str(Path(engine.command[0]).parent)
+    words = ("--gguf", str(file), "--bin-dir", folder, "--ctx-size", "4096", *arguments)
+    return nodes.home().start(*words, prefix=PATIENT)
 
 
 def ask(home: NodeHome, model: str, **more: object) -> httpx.Response:

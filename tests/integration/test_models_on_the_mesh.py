@@ -129,4 +129,4 @@ def test_a_client_that_leaves_frees_the_slot_across_the_mesh(mesh: list[NodeHome
         stream.close()
     began = time.monotonic()
     assert client.chat.completions.create(model="noise", messages=ASK, max_tokens=2).choices
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20

@@ -12,6 +12,7 @@ import pytest
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.engines import ENGINE_CACHE
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.patient_node import PATIENT
 from tests.fakes.split_cases import refused
 from tests.fakes.split_nodes import PLANNED_S, SplitNodes, model_of, post, rpc_servers, wait_state
 from tests.fakes.tiny_gguf import write_tiny
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def serving(nodes: Nodes, file: Path, *more: str) -> NodeHome:
     home = nodes.home({"AGENTMESH_ENGINE_CACHE": str(ENGINE_CACHE), "OMP_NUM_THREADS": "1"})
-    return home.start("--gguf", str(file), "--ctx-size", "512", *more)
+    return home.start("--gguf", str(file), "--ctx-size", "512", *more, prefix=PATIENT)
 
 
 def state_of(node: NodeHome) -> str:
