@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.core.clock import Clock
 from agentmesh.core.errors import StorageError
 from agentmesh.core.units import HOUR_MS
 from agentmesh.mesh.logic.limits import MAX_CLOCK_SKEW_MS
@@ -17,16 +18,8 @@ from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from tests.fakes import mesh_nodes
 from tests.fakes.mesh_nodes import TestNode, eventually
 
-MakeNode = Callable[[str], TestNode]
+MakeNode = Callable[..., TestNode]
 WAIT_S = 30.0
-
-
-class MovableClock:
-    def __init__(self) -> None:
-        self.ahead_ms = 0
-
-    def now_ms(self) -> int:
-        return mesh_nodes.SystemClock().now_ms() + self.ahead_ms
 
 
 @pytest.fixture
@@ -34,8 +27,8 @@ async def make_node(tmp_path: Path) -> AsyncIterator[MakeNode]:
     network = MemoryNetwork()
     made: list[TestNode] = []
 
-    def make(name: str) -> TestNode:
-        made.append(TestNode(tmp_path, name, lambda key: MemoryTransport(network, key.public)))
+    def make(name: str, clock: Clock = mesh_nodes.CLOCK) -> TestNode:
+        made.append(TestNode(tmp_path, name, lambda key: MemoryTransport(network, key.public), clock=clock))
         return made[-1]
 
     yield make
@@ -53,11 +46,10 @@ async def test_a_node_killed_right_after_joining_finds_the_mesh_again(make_node:
 
 
 async def test_a_post_is_not_acknowledged_and_then_lost_after_the_clock_was_set_far_back(
-    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+    make_node: MakeNode,
 ) -> None:
-    clock = MovableClock()
-    monkeypatch.setattr(mesh_nodes, "CLOCK", clock)
-    a = await make_node("a").found().start()
+    clock = mesh_nodes.LateClock()
+    a = await make_node("a", clock).found().start()
     await a.post("before")
     clock.ahead_ms = -2 * HOUR_MS
     record = await a.post("after")
