@@ -8,6 +8,8 @@ from tests.sim.keys import Mint
 from tests.sim.network import Faults, Simulator
 from tests.sim.scenario import Case, check, delivered_once, has_all, islands, mesh_of, nobody_blamed, post_at_random
 
+pytestmark = pytest.mark.timeout(600)  # up to 30 s on two busy cores
+
 
 def _two_halves(case: Case, mint: Mint | None = None) -> None:
     sim = Simulator(case.seed, mint=mint, faults=case.faults)

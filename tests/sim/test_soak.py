@@ -13,6 +13,7 @@ from tests.sim.scenario import Case, check, delivered_once, islands, mesh_of, no
 
 SEEDS = int(os.environ.get("AGENTMESH_SOAK_SEEDS", "4"))
 FAULTY_MS = 90_000
+pytestmark = pytest.mark.timeout(600)  # up to 16 s on two busy cores; a failing case is shrunk for a minute
 FAULTS = Faults(loss=0.05, duplicate=0.02, reorder=0.05, latency_ms=(5, 200))
 
 
