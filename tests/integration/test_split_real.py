@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,12 @@ from agentmesh.inference.logic.plan import make_plan
 from agentmesh.inference.logic.split_values import NodeFacts, PlanModel, Split, Wish
 from agentmesh.inference.logic.vocabulary import difference, vocabulary_print
 from agentmesh.inference.models.gguf import read_header, read_model
+from tests.fakes.rpc_world import held_port
 from tests.fakes.split_world import a_node, near
 from tests.fakes.tiny_gguf import LLAMA, write_tiny
 
-WAIT_S = 60.0
+WAIT_S = 180.0
+pytestmark = pytest.mark.timeout(600)  # some seconds each alone
 MIB = 1024 * 1024
 OUTPUT_ON_CPU = r"^(output|token_embd)\.weight$=CPU"
 
@@ -35,9 +36,8 @@ OUTPUT_ON_CPU = r"^(output|token_embd)\.weight$=CPU"
 def rpc_server(engine: Engine, folder: Path) -> Iterator[int]:
     """A worker's RPC server; its port. It is never connected to before llama-server does: it serves one at a time."""
     assert engine.rpc_server is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    held = held_port()
+    port: int = held.getsockname()[1]
     log = folder / f"rpc-{port}.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -49,6 +49,7 @@ def rpc_server(engine: Engine, folder: Path) -> Iterator[int]:
     finally:
         server.kill()
         server.wait()
+        held.close()
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def llama_server(engine: Engine, folder: Path, words: Sequence[str]) -> Iterator
     try:
         wait_for(log, "listening on", server)
         with httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(listening)), base_url="http://engine", timeout=30
+            transport=httpx.HTTPTransport(uds=str(listening)), base_url="http://engine", timeout=WAIT_S
         ) as http:
             yield http, log
     finally:
