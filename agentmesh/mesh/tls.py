@@ -169,7 +169,9 @@ class TlsTransport:
                 )
         except (OSError, TimeoutError) as error:  # garbage, another TLS version, silence
             _log.debug("a TLS handshake from %s failed: %s", source, error)
-            sock.close()
+            # Not the socket, which the event loop closes: it may read from it still, to end TLS with a handshake that was
+            # complete in the moment when its time was up. The number of a descriptor closed here would be another's by then.
+            link.cut("too late")
             return None
         finally:
             self._door.leave(source)
