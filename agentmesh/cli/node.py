@@ -75,10 +75,10 @@ def _check_files(ggufs: Sequence[str]) -> None:
             if path.is_file():
                 path.open("rb").close()
                 continue
-            why = "There is no such file."
+            why = "It is no file." if path.exists() else "There is no such file."
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of ~nobody; ValueError: a NUL
-            why = f"{str(error).rstrip('.')}."
-        raise InvalidInput(f"--gguf {safe_line(name)} can't be read. {safe_line(why)}")
+            why = f"{(getattr(error, 'strerror', None) or str(error)).rstrip('.')}."
+        raise InvalidInput(f"--gguf '{safe_line(name)}' can't be read. {safe_line(why)}")
 
 
 def _serve_options(options: Mapping[str, Any]) -> ServeOptions:

@@ -20,7 +20,9 @@ _RUN: Final = (
         metavar="NAME",
         help="Serve this model: a name of the catalog, org/repo[:QUANT], a Hugging Face URL, or a GGUF file. Repeatable.",
     ),
-    click.option("--gguf", "ggufs", multiple=True, metavar="FILE", help="Serve this GGUF file. Repeatable."),
+    click.option(
+        "--gguf", "ggufs", multiple=True, metavar="FILE", help="Serve this GGUF file, which must be there. Repeatable."
+    ),
 )
 
 _MESH: Final = (

@@ -56,14 +56,14 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
         NoNode: none runs and none could be started; the message says why.
         InvalidInput: `$AGENTMESH_JOIN` holds no usable token.
     """
-    client = NodeClient(home)
+    client, notice = NodeClient(home), _Notice(home, say)
     if _is_current(client):
         return client
     try:
         home.prepare()
         lock = FileLock.acquire(home.start_lock, NOTICE_AFTER_S)
         if lock is None:
-            say(_waiting(home))
+            notice.waits()
             lock = FileLock.acquire(home.start_lock, STARTER_TIMEOUT_S - NOTICE_AFTER_S)
         if lock is None:
             if _is_current(client):  # whoever holds the lock was stopped (Ctrl-Z) when it had done its work
@@ -72,7 +72,7 @@ def ensure_node(home: Home, *, say: Say = say_on_stderr) -> NodeClient:
                 f"Another process has been starting a node in this home for too long; see {home.logs / 'node.log'}."
             )
         with lock:
-            _ensure_while_locked(home, client, say)
+            _ensure_while_locked(home, client, say, notice)
     except HomeError as error:
         raise NoNode(f"No node could be started. {error.message}") from error
     return client
@@ -120,7 +120,7 @@ def request_if_present(home: Home, method: str, path: str, *, say: Say = say_on_
         NodeLost: one was asked, and ended.
     """
     client = NodeClient(home)
-    began, seen, told = time.monotonic(), False, False
+    began, seen, notice = time.monotonic(), False, _Notice(home, say)
     while True:
         try:
             return client.request(method, path)
@@ -134,9 +134,8 @@ def request_if_present(home: Home, method: str, path: str, *, say: Say = say_on_
             waited_s = time.monotonic() - began
             if waited_s >= START_TIMEOUT_S:
                 raise _unanswering(home) from error
-            if waited_s >= NOTICE_AFTER_S and not told:
-                say(_waiting(home))
-                told = True
+            if waited_s >= NOTICE_AFTER_S:
+                notice.waits()
         seen = True
         time.sleep(LOOK_INTERVAL_S)
 
@@ -146,8 +145,17 @@ def is_changing(home: Home) -> bool:
     return is_held(home.lock) or is_held(home.start_lock)
 
 
-def _waiting(home: Home) -> str:
-    return f"waiting for the node of {home.root}, which starts, looks for its mesh, or ends"
+class _Notice:
+    """What a command that waits long says, once."""
+
+    def __init__(self, home: Home, say: Say) -> None:
+        self._text = f"waiting for the node of {home.root}, which starts, looks for its mesh, or ends"
+        self._say, self._said = say, False
+
+    def waits(self) -> None:
+        if not self._said:
+            self._said = True
+            self._say(self._text)
 
 
 def _unanswering(home: Home) -> NoNode:
@@ -216,12 +224,12 @@ def _is_older(node: Mapping[str, Any]) -> bool:
     return node.get("background") is True and older
 
 
-def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
+def _ensure_while_locked(home: Home, client: NodeClient, say: Say, notice: _Notice) -> None:
     """Have a node answer that is not older. Takes at most `STARTER_TIMEOUT_S`."""
     if _is_current(client):  # another starter was faster
         return
     began, faster = time.monotonic(), None
-    while _ends_before_it_answers(home, client, say):
+    while _ends_before_it_answers(home, client, say, notice):
         if faster is not None and time.monotonic() - began >= START_TIMEOUT_S:
             raise NoNode(f"No node could be started: others began in {home.root}, and ended.") from faster
         try:
@@ -233,14 +241,14 @@ def _ensure_while_locked(home: Home, client: NodeClient, say: Say) -> None:
             return
 
 
-def _ends_before_it_answers(home: Home, client: NodeClient, say: Say) -> bool:
+def _ends_before_it_answers(home: Home, client: NodeClient, say: Say, notice: _Notice) -> bool:
     """Whether no node holds this home any more, an older one because it was asked to hand over; False: one that this client
     can use answers.
 
     Raises:
         NoNode: one holds it and does neither.
     """
-    began, asked, told = time.monotonic(), False, False
+    began, asked = time.monotonic(), False
     deadline = began + START_TIMEOUT_S
     while not wait_until_free(home.lock, LOOK_INTERVAL_S):
         node = _probe(client)
@@ -257,9 +265,8 @@ def _ends_before_it_answers(home: Home, client: NodeClient, say: Say) -> bool:
                     f"The older node of {home.root} was asked to hand over, but still runs. See: agentmesh stop"
                 )
             raise _unanswering(home)
-        if time.monotonic() - began >= NOTICE_AFTER_S and not (asked or told):
-            say(_waiting(home))
-            told = True
+        if time.monotonic() - began >= NOTICE_AFTER_S and not asked:
+            notice.waits()
     return True
 
 

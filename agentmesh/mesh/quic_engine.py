@@ -150,6 +150,10 @@ class Engine(QuicConnection):
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
 
+    def knows(self, stream_id: int) -> bool:
+        """Whether words of this stream may come still; of one that is discarded the engine drops them."""
+        return stream_id in self._streams
+
     def acknowledge_now(self) -> None:
         """Let a due acknowledgement go with the next packets instead of after its timer."""
         space = self._spaces.get(Epoch.ONE_RTT)

@@ -57,7 +57,9 @@ class QuicLink:
         self._transmit_handle: asyncio.Handle | None = None
         self._streams: dict[int, QuicPeerStream] = {}
         self._accepted: deque[QuicPeerStream] = deque()
-        self._over = deque[int](maxlen=2 * MAX_STREAMS_PER_PEER)  # the peer's, forgotten: a late word makes no new one
+        self._over = set[
+            int
+        ]()  # the peer's, forgotten here and perhaps not yet by the engine: a late word makes no new one
         self._waiting_for_room: dict[int, QuicPeerStream] = {}
         self._reason: str | None = None
         self._unacknowledged = 0
@@ -174,7 +176,9 @@ class QuicLink:
     def forget(self, stream: QuicPeerStream) -> None:
         """Both directions of a stream are over."""
         if self._streams.pop(stream.stream_id, None) is not None and not self._is_ours(stream.stream_id):
-            self._over.append(stream.stream_id)
+            if len(self._over) >= 2 * MAX_STREAMS_PER_PEER:  # the engine has at most half as many
+                self._over = {one for one in self._over if self.engine.knows(one)}
+            self._over.add(stream.stream_id)
         self._waiting_for_room.pop(stream.stream_id, None)
 
     # ------------------------------------------------------------------ driving the engine

@@ -88,6 +88,7 @@ class TlsTransport:
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
         except TimeoutError as error:
+            link.cut("too late")  # TLS may have been complete in the moment when the time was up
             raise Unreachable(f"{address} did not answer within {timeout_s:g} s.") from error
         except ConnectionRefusedError as error:
             raise PortClosed(f"Nothing listens at {address}.") from error

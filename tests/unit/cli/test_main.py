@@ -169,9 +169,9 @@ def test_the_thin_half_loads_nothing_heavy(code: str) -> None:
 
 def test_a_node_is_not_started_for_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--gguf", str(tmp_path / "no\nfile.gguf")]) == 2
-    assert "file.gguf can't be read. There is no such file." in capsys.readouterr().err
+    assert "file.gguf' can't be read. There is no such file." in capsys.readouterr().err
     assert run(["--gguf", str(tmp_path)]) == 2
-    assert "There is no such file." in capsys.readouterr().err
+    assert "It is no file." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--model", "x"), ("--gguf", "x"), ("--device", "x"), ("--ctx-size", "9")])
