@@ -42,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="takes minutes; AGENTMESH_SLOW=1 runs it, as .ci/run does"))
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """How the run ended, for tools/second_run.py: `make` tells only whether it went well."""
+    if session.config.cache is not None:
+        session.config.cache.set("agentmesh/exitstatus", int(exitstatus))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """In CI (`AGENTMESH_REQUIRE_ALL`) a skipped test is a failed one: everything it needs must be there."""

@@ -209,7 +209,9 @@ async def test_an_event_stream_may_be_quiet_for_longer_than_that(
     async with aclosing(served.client.stream_events("/api/events")) as events:
         await anext(events)
         monkeypatch.setattr(listeners, "SILENCE_S", 0.01)  # not earlier: the request itself may take longer than that
-        for connection in served.server._server.server_state.connections:
+        connections = list(served.server._server.server_state.connections)
+        assert connections
+        for connection in connections:
             assert isinstance(connection, listeners._Connection)
             connection._close_if_idle()
         served.node.state = "alone"  # shown two seconds later at most

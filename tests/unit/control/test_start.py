@@ -11,13 +11,13 @@ import pytest
 
 from agentmesh.control import start
 from agentmesh.control.lock import FileLock
+from agentmesh.control.node_environment import node_environment
 from agentmesh.control.start import (
     END_TIMEOUT_S,
     PROBE_TIMEOUT_S,
     START_TIMEOUT_S,
     STARTER_TIMEOUT_S,
     await_report,
-    node_environment,
     parse_version,
     request_if_present,
     start_failure,
