@@ -174,6 +174,9 @@ class TlsTransport:
             # complete in the moment when its time was up. The number of a descriptor closed here would be another's by then.
             link.cut("too late")
             return None
+        except asyncio.CancelledError:
+            link.cut("the node stops")
+            raise
         finally:
             self._door.leave(source)
         if link.is_closed or not speaks_bulk(link.tls):

@@ -79,7 +79,7 @@ def test_a_command_that_needs_a_node_says_once_that_it_waits_for_another(
     hold(home, monkeypatch, taken, names, waits_s)
     monkeypatch.setattr(start, "_start", never)
     said: list[str] = []
-    stays = waits_s > START_TIMEOUT_S and "start.lock" != names
+    stays = waits_s > START_TIMEOUT_S and names != "start.lock"
     with pytest.raises(NoNode, match="may still be looking" if stays else "no node in this test"):
         ensure_node(home, say=said.append)
     assert [text.startswith("waiting for the node of ") for text in said] == [True] * notices
