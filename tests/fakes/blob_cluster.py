@@ -34,7 +34,6 @@ from tests.fakes.mesh_nodes import TestNode, eventually
 REPO = "maker/Tiny-GGUF"
 COMMIT = "c" * 40
 WAIT_S = 30.0
-QUICK = FetchLimits(ask_s=WAIT_S, stall_s=0.5, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
 # For peers that give as they should: however slow the machine is, none is left.
 PATIENT = FetchLimits(ask_s=WAIT_S, stall_s=WAIT_S, slow_bytes_per_s=0.0)
 SMALL = b"GGUF" + random.Random(5).randbytes(3_000_000)

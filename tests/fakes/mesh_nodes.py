@@ -27,6 +27,7 @@ TEXT = KindRule(name="text", max_payload_bytes=4_096, max_lifetime_ms=48 * HOUR_
 RULES = mesh_rules(TEXT)
 CLOCK = SystemClock()
 EVENTUALLY_S = 60.0  # what comes by itself comes in milliseconds; what has to be repaired, within 30 s
+PUSHED_S = 20.0  # for what is pushed, that is in milliseconds: below the 30 s of the repair that would hide a push that is lost
 
 
 class LateClock:

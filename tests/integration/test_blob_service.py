@@ -43,7 +43,6 @@ from agentmesh.mesh.streams import StreamKind
 from agentmesh.mesh.transport import Stream
 from tests.fakes.blob_cluster import (
     COMMIT,
-    PATIENT,
     REPO,
     SMALL,
     WAIT_S,
@@ -315,7 +314,7 @@ async def test_the_event_loop_is_never_held_up_for_long_while_a_file_goes_out(
 
     monkeypatch.setattr(blobs, "os", Disk())
     most = before = 0  # bytes that went out in one turn of the loop: what it did then without looking at anything else
-    fetching = asyncio.create_task(cluster.fetch(wanted(content), Hand(), source=cluster.source(limits=PATIENT)))
+    fetching = asyncio.create_task(cluster.fetch(wanted(content), Hand()))
     while not fetching.done():
         await asyncio.sleep(0)
         most, before = max(most, service.sent_bytes - before), service.sent_bytes

@@ -19,7 +19,7 @@ from tests.fakes import mesh_nodes
 from tests.fakes.mesh_nodes import TestNode, eventually
 
 MakeNode = Callable[..., TestNode]
-WAIT_S = 30.0
+WAIT_S = 20.0  # below the 30 s after which a neighbour that was told nothing asks by itself
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from agentmesh.mesh.logic.messages import Reconcile
 from agentmesh.mesh.logic.snapshot import Snapshot
 from tests.fakes.mesh_nodes import CLOCK, TestNode, eventually
 
-WAIT_S = 30.0
+WAIT_S = 20.0  # below the 30 s after which a neighbour that was told nothing asks by itself
 
 
 async def test_a_member_that_floods_openings_and_silent_streams_starves_nobody(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ async def test_it_ends_promptly_and_leaves_nothing(engine: Engine, model: Path, 
     await asyncio.wait_for(process.wait_ready(), START_S)
     pid = process.status.pid
     assert pid is not None
-    await asyncio.wait_for(process.stop(), 40)
+    await asyncio.wait_for(process.stop(60), 40)  # before the grace is over: by SIGTERM, not killed
     assert process.status.state is State.STOPPED
     assert not psutil.pid_exists(pid)
     assert list((folder / "run").iterdir()) == []

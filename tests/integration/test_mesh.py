@@ -14,7 +14,7 @@ from agentmesh.mesh.logic.policy import Policy
 from agentmesh.mesh.memory import MemoryNetwork, MemoryTransport
 from agentmesh.mesh.quic import QuicTransport
 from agentmesh.mesh.transport import Transport
-from tests.fakes.mesh_nodes import TestNode, eventually
+from tests.fakes.mesh_nodes import PUSHED_S, TestNode, eventually
 
 MakeNode = Callable[[str], TestNode]
 
@@ -50,7 +50,7 @@ async def test_a_post_on_any_node_reaches_all_others(make_node: MakeNode) -> Non
     a, b, c = await _three(make_node)
     for node in (a, b, c):
         await node.post(f"from {node.name}")
-    await eventually(lambda: all(n.texts() == ["from a", "from b", "from c"] for n in (a, b, c)))
+    await eventually(lambda: all(n.texts() == ["from a", "from b", "from c"] for n in (a, b, c)), PUSHED_S)
 
 
 async def test_a_node_that_was_away_gets_what_it_missed(make_node: MakeNode) -> None:
@@ -76,12 +76,14 @@ async def test_a_late_joiner_gets_the_whole_window_and_nothing_twice(make_node: 
 async def test_a_revoked_node_is_disconnected_and_its_posts_go_everywhere(make_node: MakeNode) -> None:
     a, b, c = await _three(make_node)
     await c.post("from the bad one")
-    await eventually(lambda: a.texts() == b.texts() == ["from the bad one"])
+    await eventually(lambda: a.texts() == b.texts() == ["from the bad one"], PUSHED_S)
     await a.mesh.revoke(encode_id(c.key.public)[:12])
-    await eventually(lambda: a.texts() == b.texts() == [])
-    await eventually(lambda: all(p.node != c.key.public or p.state != "alive" for n in (a, b) for p in n.mesh.peers()))
+    await eventually(lambda: a.texts() == b.texts() == [], PUSHED_S)
+    await eventually(
+        lambda: all(p.node != c.key.public or p.state != "alive" for n in (a, b) for p in n.mesh.peers()), PUSHED_S
+    )
     await a.post("still works")
-    await eventually(lambda: b.texts() == ["still works"])
+    await eventually(lambda: b.texts() == ["still works"], PUSHED_S)
     assert c.texts() != b.texts()
 
 
@@ -114,18 +116,18 @@ async def test_a_full_disk_refuses_the_post_and_the_node_goes_on(make_node: Make
     with pytest.raises(StorageError):
         await b.post("lost")
     await a.post("kept")
-    await eventually(lambda: a.texts() == ["kept"])
+    await eventually(lambda: a.texts() == ["kept"], PUSHED_S)
     b.store.full = False
     await b.post("after")
-    await eventually(lambda: a.texts() == ["after", "kept"])
+    await eventually(lambda: a.texts() == ["after", "kept"], PUSHED_S)
 
 
 async def test_a_revoked_node_says_so_in_its_status(make_node: MakeNode) -> None:
     a, b, _ = await _three(make_node)
     await b.post("hello")
-    await eventually(lambda: a.texts() == ["hello"])
+    await eventually(lambda: a.texts() == ["hello"], PUSHED_S)
     await a.mesh.revoke(encode_id(b.key.public))
-    await eventually(lambda: "revoked" in b.mesh.state())
+    await eventually(lambda: "revoked" in b.mesh.state())  # when it dials again
 
 
 async def test_a_post_is_counted_in_the_minute_of_its_own_date(make_node: MakeNode) -> None:

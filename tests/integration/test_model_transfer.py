@@ -39,7 +39,7 @@ from tests.fakes.blob_cluster import (
 from tests.fakes.mesh_nodes import eventually
 
 # Slow peers are left soon; silent ones are not, because everybody is silent while the machine stands still.
-NOT_SLOW = replace(PATIENT, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
+LEAVES_SLOW = replace(PATIENT, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ async def test_a_peer_that_stalls_is_left_and_the_hub_goes_on_where_it_stopped(m
 async def test_a_slow_peer_is_left_for_the_next_source(make: MakeCluster) -> None:
     cluster, hub = await make(1), Hand(SMALL)
     cluster.givers[0].mesh.serve(StreamKind.BLOB, dawdle)
-    assert await cluster.fetch(wanted(SMALL), hub, source=cluster.source(limits=NOT_SLOW)) == SMALL
+    assert await cluster.fetch(wanted(SMALL), hub, source=cluster.source(limits=LEAVES_SLOW)) == SMALL
     assert len(hub.asked) == 1
     assert hub.asked[0] > 0
 
@@ -259,7 +259,7 @@ async def test_a_slow_peer_is_kept_when_there_is_nobody_else(make: MakeCluster) 
     cluster = await make(1)
     cluster.givers[0].mesh.serve(StreamKind.BLOB, dawdle)
     file = wanted(SMALL)
-    source = cluster.source(patient=True, limits=NOT_SLOW)
+    source = cluster.source(patient=True, limits=LEAVES_SLOW)
 
     def take() -> int:
         with source.open(file, len(SMALL) - 250_000) as body:  # 2.5 s at its rate: several windows

@@ -15,9 +15,8 @@ from agentmesh.core.units import HOUR_MS
 from agentmesh.mesh.identity import encode_id
 from agentmesh.mesh.logic.kinds import NODE
 from agentmesh.mesh.logic.record import Record, parse_record
-from tests.fakes.mesh_nodes import TEXT, LateClock, TestNode, eventually
+from tests.fakes.mesh_nodes import PUSHED_S, TEXT, LateClock, TestNode, eventually
 
-PUSHED_S = 20.0  # pushed, that is in milliseconds; a neighbour that was not told asks for presence after 30 s
 SHORT_MS = 60_000  # for what is to expire: the test sets the clock forward when it has seen it
 
 
@@ -118,7 +117,7 @@ async def test_a_node_that_joins_later_gets_all_presence(make: Make) -> None:
     a, b = await pair(make)
     await a.announce(b"from a")
     await b.announce(b"from b")
-    await eventually(lambda: a.sees(b) == [b"from b"])
+    await eventually(lambda: a.sees(b) == [b"from b"], PUSHED_S)
     c = await join(make, "c", a)
     await eventually(lambda: c.sees(a) == [b"from a"] and c.sees(b) == [b"from b"])
 
@@ -126,7 +125,7 @@ async def test_a_node_that_joins_later_gets_all_presence(make: Make) -> None:
 async def test_a_node_that_was_away_gets_what_it_missed(make: Make) -> None:
     a, b = await pair(make)
     await a.announce(b"before")
-    await eventually(lambda: b.sees(a) == [b"before"])
+    await eventually(lambda: b.sees(a) == [b"before"], PUSHED_S)
     await b.stop()
     await eventually(lambda: b.key.public not in a.mesh._driver.links)
     await a.announce(b"while away")
@@ -138,7 +137,7 @@ async def test_a_node_that_was_away_gets_what_it_missed(make: Make) -> None:
 async def test_a_peer_whose_link_broke_gets_what_it_missed_when_it_is_back(make: Make) -> None:
     a, b = await pair(make)
     await a.announce(b"before")
-    await eventually(lambda: b.sees(a) == [b"before"])
+    await eventually(lambda: b.sees(a) == [b"before"], PUSHED_S)
     links = [link for node in (a, b) for link in node.mesh._driver.links.values()]
     for link in links:
         link.connection.close("the cable is out")
@@ -150,10 +149,10 @@ async def test_a_peer_whose_link_broke_gets_what_it_missed_when_it_is_back(make:
 async def test_the_newest_presence_replaces_the_one_before_and_watchers_are_told_of_both(make: Make) -> None:
     a, b = await pair(make)
     first = await a.announce(b"one")
-    await eventually(lambda: b.sees(a) == [b"one"])
+    await eventually(lambda: b.sees(a) == [b"one"], PUSHED_S)
     await a.announce(b"two")
     for node in (a, b):
-        await eventually(lambda node=node: node.sees(a) == [b"two"])
+        await eventually(lambda node=node: node.sees(a) == [b"two"], PUSHED_S)
         assert first.id in [id_ for id_, _ in node.dropped]
         assert node.told[-1] == b"two"
         assert [r.payload for r in node.store.records.values() if r.kind == NODE.name] == [b"two"]
@@ -165,7 +164,7 @@ async def test_fast_updates_end_with_the_last_one_everywhere(make: Make) -> None
     for number in range(50):
         await a.announce(b"%d" % number)
     for node in (a, b, c):
-        await eventually(lambda node=node: node.sees(a) == [b"49"])
+        await eventually(lambda node=node: node.sees(a) == [b"49"], PUSHED_S)
 
 
 async def test_presence_expires_everywhere_and_watchers_are_told(make: Make, clock: LateClock) -> None:
@@ -173,7 +172,7 @@ async def test_presence_expires_everywhere_and_watchers_are_told(make: Make, clo
     c = await join(make, "c", a)
     record = await a.announce(b"brief", SHORT_MS)
     for node in (a, b, c):
-        await eventually(lambda node=node: node.sees(a) == [b"brief"])
+        await eventually(lambda node=node: node.sees(a) == [b"brief"], PUSHED_S)
     clock.ahead_ms = SHORT_MS
     for node in (a, b, c):
         await eventually(lambda node=node: record.id in [id_ for id_, _ in node.dropped])
@@ -188,7 +187,7 @@ async def test_presence_that_was_renewed_does_not_go_when_the_first_would_have_e
     await a.announce(b"brief", SHORT_MS)
     await a.announce(b"lasting", HOUR_MS)
     await a.mesh.publish(TEXT.name, b"", b"of the same age", SHORT_MS)
-    await eventually(lambda: b.sees(a) == [b"lasting"] and b.texts() == ["of the same age"])
+    await eventually(lambda: b.sees(a) == [b"lasting"] and b.texts() == ["of the same age"], PUSHED_S)
     clock.ahead_ms = SHORT_MS
     await eventually(lambda: a.texts() == b.texts() == [])  # so what is over has been looked for
     assert b.sees(a) == a.sees(a) == [b"lasting"]
@@ -197,7 +196,7 @@ async def test_presence_that_was_renewed_does_not_go_when_the_first_would_have_e
 async def test_a_restarted_node_has_the_presence_that_it_stored(make: Make) -> None:
     a, b = await pair(make)
     await a.announce(b"from a")
-    await eventually(lambda: b.sees(a) == [b"from a"])
+    await eventually(lambda: b.sees(a) == [b"from a"], PUSHED_S)
     await a.stop()  # nobody can tell b again
     await b.stop()
     await b.start()
@@ -210,7 +209,7 @@ async def test_presence_that_expired_while_a_node_was_down_is_not_there_when_it_
 ) -> None:
     a, b = await pair(make)
     await a.announce(b"brief", SHORT_MS)
-    await eventually(lambda: b.sees(a) == [b"brief"])
+    await eventually(lambda: b.sees(a) == [b"brief"], PUSHED_S)
     await b.stop()
     await a.stop()
     clock.ahead_ms = SHORT_MS
@@ -222,7 +221,7 @@ async def test_presence_that_expired_while_a_node_was_down_is_not_there_when_it_
 async def test_what_a_restarted_node_has_stored_still_expires(make: Make, clock: LateClock) -> None:
     a, b = await pair(make)
     await a.announce(b"brief", SHORT_MS)
-    await eventually(lambda: b.sees(a) == [b"brief"])
+    await eventually(lambda: b.sees(a) == [b"brief"], PUSHED_S)
     await a.stop()
     await b.stop()
     await b.start()
@@ -235,7 +234,7 @@ async def test_what_a_restarted_node_has_stored_still_expires(make: Make, clock:
 async def test_a_restarted_node_publishes_presence_that_replaces_its_own_from_before(make: Make) -> None:
     a, b = await pair(make)
     await b.announce(b"first life")
-    await eventually(lambda: a.sees(b) == [b"first life"])
+    await eventually(lambda: a.sees(b) == [b"first life"], PUSHED_S)
     await b.stop()
     await b.start()
     await b.announce(b"second life")
@@ -248,16 +247,16 @@ async def test_the_presence_of_a_revoked_node_is_dropped_and_none_is_taken_again
     c = await join(make, "c", a)
     await b.announce(b"from b")
     for node in (a, c):
-        await eventually(lambda node=node: node.sees(b) == [b"from b"])
+        await eventually(lambda node=node: node.sees(b) == [b"from b"], PUSHED_S)
     await a.mesh.revoke(encode_id(b.key.public))
     for node in (a, c):
-        await eventually(lambda node=node: node.sees(b) == [])
+        await eventually(lambda node=node: node.sees(b) == [], PUSHED_S)
         assert len(node.dropped) == 1
     await b.announce(b"still here?")
     d = await join(make, "d", a)
     await d.announce(b"from d")
     for node in (a, c):
-        await eventually(lambda node=node: node.sees(d) == [b"from d"])
+        await eventually(lambda node=node: node.sees(d) == [b"from d"], PUSHED_S)
         assert node.sees(b) == []
     assert d.sees(b) == []
 
@@ -270,11 +269,11 @@ async def test_presence_crosses_a_node_that_is_between(make: Make) -> None:
     for node in nodes:
         await node.announce(node.name.encode())
     for node in nodes:
-        await eventually(lambda node=node: len(node.here) == len(nodes))
+        await eventually(lambda node=node: len(node.here) == len(nodes), PUSHED_S)
         assert sorted(node.told) == sorted(other.name.encode() for other in nodes)
 
 
 async def test_presence_of_the_largest_size_passes_and_a_larger_one_does_not(make: Make) -> None:
     a, b = await pair(make)
     await a.announce(b"x" * NODE.max_payload_bytes)
-    await eventually(lambda: b.sees(a) == [b"x" * NODE.max_payload_bytes])
+    await eventually(lambda: b.sees(a) == [b"x" * NODE.max_payload_bytes], PUSHED_S)
