@@ -1,4 +1,4 @@
-"""A node that is not cut off after five seconds of stopping: so its clean end can be shown where the machine stands still meanwhile.
+"""A node that cuts nothing off at its end, neither itself nor its parts: what is left is left by a fault, not by a machine that stood still.
 
 home.start(..., prefix=PATIENT)       # the same command, in the same process
 home.start(..., prefix=SLOW_ENDS)     # and if it waited for its workers' ends as while it goes on, it would do so for minutes
@@ -10,9 +10,10 @@ import sys
 from typing import Final
 
 from agentmesh.cli.main import main
+from agentmesh.inference.engine import run_program
 from agentmesh.inference.split import host, running
 from agentmesh.inference.split.host_lease import LeaseLimits
-from agentmesh.node import process
+from agentmesh.node import process, runtime
 
 PATIENT: Final = (sys.executable, "-m", "tests.fakes.patient_node")
 SLOW: Final = "slow-ends"
@@ -23,7 +24,7 @@ SLOW_S: Final = 300.0
 
 def run(words: list[str]) -> None:
     """`words`: what is behind the prefix, python -m agentmesh and its own."""
-    process.STOP_TIMEOUT_S = STOP_S  # pyright: ignore
+    process.STOP_TIMEOUT_S = runtime.PART_TIMEOUT_S = run_program.END_S = STOP_S  # pyright: ignore
     if words[0] == SLOW:
         words = words[1:]
         running.CLOSE_S = SLOW_S  # pyright: ignore

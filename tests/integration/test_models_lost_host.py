@@ -14,6 +14,7 @@ import pytest
 from agentmesh.inference.engine.engine import Engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
 from tests.fakes.patient_node import PATIENT
+from tests.fakes.split_nodes import are_gone
 from tests.fakes.talking_gguf import write_talking
 from tests.integration.test_models_on_the_mesh import ASK, READY_S, listed, open_ai, tiny
 
@@ -81,10 +82,13 @@ def test_a_host_that_stops_takes_its_models_off_the_list_and_leaves_nothing_behi
     first = serve(nodes, real_engine, tiny(tmp_path / "alpha.gguf"))
     second = nodes.start("--join", first.invite)
     wait_for(lambda: listed(second) == {"alpha"}, READY_S, "the model")
-    children = psutil.Process(first.pid).children(recursive=True)
+    engines = engines_of(first)
+    assert engines
+    workers = [child for child in psutil.Process(first.pid).children(recursive=True) if child not in engines]
     first.signal(signal.SIGTERM)
     assert first.wait() == 0
-    wait_for(lambda: not any(child.is_running() for child in children), 10, "its processes to have ended, too")
+    assert are_gone(engines)  # at once: a guard would end those of a node that leaves them behind, seconds later
+    wait_for(lambda: are_gone(workers), 10, "its Python workers to have ended, too")
     wait_for(lambda: ask(second, "alpha").status_code == 404, 30, "the model to be unknown")
 
 

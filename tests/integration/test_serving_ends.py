@@ -18,8 +18,8 @@ from agentmesh.inference.engine.run_program import ask
 from tests.fakes.engine_programs import program
 from tests.fakes.fake_engine import write_fake_engine
 from tests.fakes.node_process import NodeHome, Nodes, wait_for
+from tests.fakes.patient_node import PATIENT, STOP_S
 from tests.fakes.tiny_gguf import write_tiny
-from tests.fakes.unhurried_node import CUT_OFF_S, UNHURRIED
 
 READY_S = 90.0
 END_S = 50.0  # a node needs 2 s alone; a client or a part of it that could hold it up would do so for longer
@@ -64,7 +64,7 @@ def deaf_client(home: NodeHome) -> socket.socket:
 def test_a_client_that_takes_nothing_in_holds_up_no_engines_end(nodes: Nodes, tiny: Path, tmp_path: Path) -> None:
     log = tmp_path / "requests"
     write_fake_engine(tmp_path, "--ignore-sigterm", "--tokens", "10000000", "--request-log", str(log))
-    home = nodes.home().start("--gguf", str(tiny), "--bin-dir", str(tmp_path), prefix=UNHURRIED)
+    home = nodes.home().start("--gguf", str(tiny), "--bin-dir", str(tmp_path), prefix=PATIENT)
     becomes(home, "ready")
     with deaf_client(home):
         wait_for(lambda: log.exists() and "began" in log.read_text(), READY_S, "the request to reach the engine")
@@ -77,7 +77,7 @@ def test_an_engine_that_hangs_when_it_is_asked_what_it_is_ends_with_the_node(
 ) -> None:
     pid = tmp_path / "pid"
     program(tmp_path / "llama-server", f"echo $$ > {pid}; exec sleep 600")
-    home = nodes.home().start("--gguf", str(tiny), "--bin-dir", str(tmp_path), prefix=UNHURRIED)
+    home = nodes.home().start("--gguf", str(tiny), "--bin-dir", str(tmp_path), prefix=PATIENT)
     wait_for(lambda: pid.exists() and pid.read_text().strip(), READY_S, "the question")
     home.signal(signal.SIGTERM)
     assert home.wait(QUESTION_END_S) == 0
@@ -87,11 +87,11 @@ def test_an_engine_that_hangs_when_it_is_asked_what_it_is_ends_with_the_node(
 async def test_a_question_that_nobody_waits_for_any_more_ends_its_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_program, "END_S", CUT_OFF_S)
+    monkeypatch.setattr(run_program, "END_S", STOP_S)
     told = tmp_path / "told"
     os.mkfifo(told)
     asking = asyncio.get_running_loop().create_task(
-        ask((str(program(tmp_path / "x", f"echo $$ > {told}; exec sleep 600")),), timeout_s=CUT_OFF_S)
+        ask((str(program(tmp_path / "x", f"echo $$ > {told}; exec sleep 600")),), timeout_s=STOP_S)
     )
     pid = int(await asyncio.to_thread(told.read_text))
     began = time.monotonic()
@@ -99,4 +99,4 @@ async def test_a_question_that_nobody_waits_for_any_more_ends_its_program(
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert not psutil.pid_exists(pid)
-    assert time.monotonic() - began < CUT_OFF_S / 2
+    assert time.monotonic() - began < STOP_S / 2
