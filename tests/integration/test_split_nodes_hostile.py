@@ -97,7 +97,7 @@ async def test_a_flood_of_one_members_records_ends_no_split_and_takes_little(
             f"{RECORDS} records in {took_s:.0f} s took {used_s:.1f} s of the host's processor, {own_s:.1f} s of the sender's"
         )
         # 1.4 times as much alone. Not in seconds: how many a record takes is the machine's affair.
-        assert used_s < 6 * own_s
+        assert used_s < 3 * own_s
         assert model_of(host)["state"] == "ready"
         assert await asyncio.to_thread(complete, host)
 

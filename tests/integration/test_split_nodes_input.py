@@ -135,7 +135,8 @@ def test_a_model_that_llama_cpp_does_not_know_says_why_and_is_not_started_hot(
         return 12 in waits
 
     wait_for(waits_long, PLANNED_S, "the third start to be waited for")
-    assert waits == [one for one in (3, 6, 12) if one in waits]  # some may not be seen where the machine stands still
+    assert waits == [one for one in (3, 6, 12) if one in waits]  # one may not be seen where the machine stands still
+    assert len(waits) >= 2  # it grows
     seen = wait_reason(first, "is tried again in ", "does not know the model's architecture, frobnicate")
     assert seen["state"] == "waiting"
     assert (status, error["code"]) == (503, "model_waiting")

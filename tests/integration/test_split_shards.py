@@ -56,12 +56,12 @@ def routes(node: NodeHome, user: str, times: int = 1) -> set[str]:
 
 
 def settled_routes(node: NodeHome, times: int) -> dict[str, set[str]]:
-    """Of every user. Sessions that wander do so each time; where a node stands still, it is passed over for a moment."""
-    found = dict[str, set[str]]()
-    for _ in range(3):
-        found = {user: routes(node, user, times) for user in USERS}
-        if all(len(ways) == 1 for ways in found.values()):
-            break
+    """Of every user. A node that stands still is passed over for a moment: sessions that went two ways are asked again, once."""
+    found = {user: routes(node, user, times) for user in USERS}
+    wandered = [user for user, ways in found.items() if len(ways) > 1]
+    if wandered:
+        print(f"went more than one way: {wandered}")
+        found |= {user: routes(node, user, times) for user in wandered}
     return found
 
 
