@@ -223,6 +223,7 @@ async def test_a_server_that_vanishes_in_the_middle_of_a_stream_is_noticed(nodes
     await asyncio.sleep(0.1)
     assert not reading.done()
     near._clock = lambda: time.monotonic() + IDLE_TIMEOUT_S + WAIT_S  # so much time passes at once
+    near._disarm()  # a timer set by the real clock stays where it is
     near.transmit_soon()
     with pytest.raises(StreamClosed, match="timed out"):
         await within(reading)

@@ -80,7 +80,8 @@ async def test_a_connection_that_says_nothing_is_closed(server: BulkNode, monkey
 
 
 async def test_silent_connections_fill_their_own_share_only(server: BulkNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "HANDSHAKE_S", 1.0)
+    monkeypatch.setattr(tls, "HANDSHAKE_S", 5.0)  # no place comes back while the crowd still connects
+    monkeypatch.setattr(tls_door, "HANDSHAKE_TIMEOUT_MS", WAIT_S * 1000)  # nobody waits for one in vain
     door = server.transport._door
     counted: list[int] = []
 
@@ -91,6 +92,8 @@ async def test_silent_connections_fill_their_own_share_only(server: BulkNode, mo
 
     monkeypatch.setattr(door, "enter", enter)
     crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3 * MAX_HANDSHAKES_PER_SOURCE)]
+    await until(lambda: door._gate.in_progress >= MAX_HANDSHAKES_PER_SOURCE)
+    monkeypatch.setattr(tls, "HANDSHAKE_S", 0.3)  # of those that come in later
     for reader, writer in crowd:
         assert await asyncio.wait_for(reader.read(), WAIT_S) == b""
         writer.close()
