@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -227,17 +228,23 @@ def test_a_home_too_deep_for_a_socket_works_though_the_runtime_directory_changes
     assert found.err == ""
 
 
-def followed(home: NodeHome, follower: subprocess.Popen[str], text: str) -> str:
-    """Post `text 0`, `text 1`, … until one of them is shown: nothing says that a follower has subscribed. Returns the first."""
+def next_shown(follower: subprocess.Popen[bytes], within_s: float) -> str | None:
+    """The text of the next post that it prints. Its pipe has no buffer here: select would not see what waits in one."""
     assert follower.stdout is not None
-    shown = ""
-    for number in range(30):
-        assert home.cli("blackboard", f"{text} {number}").code == 0
-        while not shown.startswith(text) and select.select([follower.stdout], [], [], 1.0)[0]:
-            shown = json.loads(follower.stdout.readline())["text"]
-        if shown.startswith(text):
-            break
-    return shown
+    if not select.select([follower.stdout], [], [], within_s)[0]:
+        return None
+    return json.loads(follower.stdout.readline())["text"]
+
+
+def post_until_one_is_shown(home: NodeHome, follower: subprocess.Popen[bytes]) -> None:
+    """Post 0, 1, … until the follower shows one: nothing says when it has subscribed. From then on it shows each."""
+    for number in range(30):  # each by an author of its own: one may post 10 a minute
+        assert home.cli("blackboard", str(number), "--from", f"author {number}").code == 0
+        if (shown := next_shown(follower, 1.0)) is not None:
+            for expected in range(int(shown) + 1, number + 1):
+                assert next_shown(follower, 60.0) == str(expected)
+            return
+    pytest.fail("no post was shown")
 
 
 def test_following_shows_posts_as_they_come_and_survives_a_change_of_node(nodes: Nodes) -> None:
@@ -245,14 +252,16 @@ def test_following_shows_posts_as_they_come_and_survives_a_change_of_node(nodes:
     home.cli("blackboard", "before")
     follower = subprocess.Popen(
         [sys.executable, "-m", "agentmesh", "blackboard", "--follow", "--json"],
-        env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=home.environment, cwd=ROOT, stdout=subprocess.PIPE, bufsize=0,
     )  # fmt: skip
     try:
-        assert follower.stdout is not None
-        first = followed(home, follower, "during")
-        assert first.startswith("during")
+        post_until_one_is_shown(home, follower)
+        assert home.cli("blackboard", "during").code == 0
+        assert next_shown(follower, 60.0) == "during"
         home.start()
-        assert followed(home, follower, "after").startswith("after")
+        # It goes on from the last event that it was told: nothing is lost, however long it takes to find the new node.
+        assert home.cli("blackboard", "after").code == 0
+        assert next_shown(follower, 60.0) == "after"
     finally:
         follower.terminate()
         follower.communicate(timeout=30)
@@ -263,15 +272,20 @@ def test_a_post_with_a_running_node_takes_at_most_300_ms_of_the_whole_process(no
     node.cli("blackboard", "warm the scrubber")
     times: list[float] = []
     bare: list[float] = []
+    ends = time.monotonic() + 30.0
     for number in range(20):
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", "import json, ssl"], check=True, timeout=60)
         bare.append(time.monotonic() - began)
         began = time.monotonic()
-        assert node.cli("blackboard", f"post {number}").code == 0
+        # Each by an author of its own: one may post 10 a minute.
+        assert node.cli("blackboard", f"post {number}", "--from", f"author {number}").code == 0
         times.append(time.monotonic() - began)
-        # The figure is for an idle machine. The best is what a loaded one can show; one that is slow throughout shows it by
-        # what an interpreter with two modules takes.
-        if min(times) <= max(0.3, 5 * min(bare)):
+        if min(times) <= 0.3:
             return
-    pytest.fail(f"{times} s; a bare interpreter: {bare} s")
+        if len(times) >= 5 and time.monotonic() > ends:
+            break
+    # The figure is for an idle machine. The best is what a loaded one can show; one that is slow throughout shows it by what
+    # an interpreter with two modules takes: in the middle of all rounds, since one of these that stood still would allow
+    # anything, and one that met a free moment, as short as it is, nothing.
+    assert min(times) <= 5 * statistics.median(bare), (times, bare)
