@@ -44,8 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """How the run ended, for tools/second_run.py: `make` tells only whether it went well."""
-    if session.config.cache is not None:
-        session.config.cache.set("agentmesh/exitstatus", int(exitstatus))
+    cache = getattr(session.config, "cache", None)  # absent with -p no:cacheprovider
+    if cache is not None:
+        cache.set("agentmesh/exitstatus", int(exitstatus))
 
 
 @pytest.hookimpl(hookwrapper=True)
