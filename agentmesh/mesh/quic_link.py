@@ -57,9 +57,8 @@ class QuicLink:
         self._transmit_handle: asyncio.Handle | None = None
         self._streams: dict[int, QuicPeerStream] = {}
         self._accepted: deque[QuicPeerStream] = deque()
-        self._over = set[
-            int
-        ]()  # the peer's, forgotten here and perhaps not yet by the engine: a late word makes no new one
+        # Of the peer's streams those forgotten here and perhaps not yet by the engine: a late word of one makes no new stream.
+        self._over: set[int] = set()
         self._waiting_for_room: dict[int, QuicPeerStream] = {}
         self._reason: str | None = None
         self._unacknowledged = 0

@@ -64,11 +64,10 @@ class SplitNodes:
         file: Path | None = None,
         home: NodeHome | None = None,
         place: Place | None = None,
-        runs: Sequence[str] = PATIENT,
     ) -> NodeHome:
-        """One that wants the model spread. `runs`: see patient_node.py."""
+        """One that wants the model spread."""
         words = ["--name", name, "--gguf", str(file or self.file), "--split", "--max-vram", memory, "--ctx-size", "512"]
-        return self._start(words, more, home, place, runs)
+        return self._start(words, more, home, place)
 
     def lend(self, name: str, *more: str, memory: str = MOST_OF_IT, place: Place | None = None) -> NodeHome:
         """One that only lends its memory, and has no file."""
@@ -80,7 +79,6 @@ class SplitNodes:
         more: tuple[str, ...],
         home: NodeHome | None,
         place: Place | None = None,
-        runs: Sequence[str] = PATIENT,
     ) -> NodeHome:
         if home is None:
             # One thread each: ggml's threads spin, and these machines have two cores.
@@ -89,9 +87,9 @@ class SplitNodes:
                 words += ["--join", self.homes[0].invite]
             self.homes.append(home)
         if place is None:
-            return home.start(*words, *more, prefix=runs)
+            return home.start(*words, *more, prefix=PATIENT)
         home.environment["AGENTMESH_BIND_HOST"] = place.address
-        return home.start(*words, *more, prefix=(*place.command, *runs))
+        return home.start(*words, *more, prefix=(*place.command, *PATIENT))
 
 
 def model_of(node: NodeHome) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from tests.fakes.blob_cluster import (
     wanted,
 )
 from tests.fakes.mesh_nodes import eventually
+from tests.fakes.rpc_world import Carried, CountingStream
 
 # Slow peers are left soon; silent ones are not, because everybody is silent while the machine stands still.
 LEAVES_SLOW = replace(PATIENT, slow_bytes_per_s=1_000_000, slow_window_s=0.3)
@@ -165,36 +166,17 @@ class SilenceAfter:
     slow_window_s = PATIENT.slow_window_s
 
     def __init__(self, size_bytes: int) -> None:
-        self._missing = size_bytes
+        self._size_bytes, self._carried = size_bytes, Carried()
 
     @property
     def stall_s(self) -> float:
-        return PATIENT.stall_s if self._missing > 0 else 0.3
+        return PATIENT.stall_s if self._carried.received < self._size_bytes else 0.3
 
     def source(self, cluster: Cluster) -> PeerSource:
         async def open_counted(peer: bytes) -> Stream:
-            return _Counted(await cluster.open(peer), self)  # type: ignore[return-value]
+            return CountingStream(await cluster.open(peer), self._carried)
 
-        loop = asyncio.get_running_loop()
-        return PeerSource(loop, open_counted, lambda: cluster.order, limits=self)  # type: ignore[arg-type]
-
-    def count(self, size_bytes: int) -> None:
-        self._missing -= size_bytes
-
-
-class _Counted:
-    """A stream whose bytes are counted as they are read."""
-
-    def __init__(self, stream: Stream, limits: SilenceAfter) -> None:
-        self._stream, self._limits = stream, limits
-
-    async def read(self, max_bytes: int) -> bytes:
-        data = await self._stream.read(max_bytes)
-        self._limits.count(len(data))
-        return data
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+        return PeerSource(asyncio.get_running_loop(), open_counted, lambda: cluster.order, limits=self)
 
 
 async def test_a_peer_that_stalls_is_left_and_the_hub_goes_on_where_it_stopped(make: MakeCluster) -> None:

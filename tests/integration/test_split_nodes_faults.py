@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from tests.fakes.node_process import NodeHome, wait_for
-from tests.fakes.patient_node import SLOW_ENDS
 from tests.fakes.split_nodes import (
     PLANNED_S,
     SOON_S,
@@ -26,7 +25,7 @@ from tests.fakes.split_nodes import (
     wait_state,
 )
 
-STOP_S = 60.0  # 1.2 to 3.5 s alone; minutes if it waited for its workers' ends (SLOW_ENDS)
+STOP_S = 60.0  # 1.2 to 3.5 s alone; for how long it waits for workers' ends: test_split_running.py
 GONE_S = 60.0  # 5 s for a guard, 10 s of a host's silence, and what a slow machine adds
 SEEN_S = 5.0
 
@@ -112,7 +111,7 @@ def test_a_worker_that_is_halted_and_a_llama_server_that_is_killed_are_told_and_
 @pytest.mark.timeout(900)
 def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back(sharing: SplitNodes) -> None:
     worker = sharing.lend("worker")
-    host = sharing.start("host", runs=SLOW_ENDS)
+    host = sharing.start("host")
 
     def ends(what: str) -> None:
         lent, engines = rpc_servers(worker), programs_below(host)
@@ -125,15 +124,15 @@ def test_a_host_ends_within_its_bound_whatever_it_does_and_gives_everything_back
 
     wait_for(lambda: rpc_servers(worker), PLANNED_S, "the worker to be asked")
     ends("asking")
-    sharing.start("host", home=host, runs=SLOW_ENDS)
+    sharing.start("host", home=host)
     wait_for(lambda: hosts(host), PLANNED_S, "the engine to load")
     ends("loading")
-    sharing.start("host", home=host, runs=SLOW_ENDS)
+    sharing.start("host", home=host)
     wait_state(host, "ready")
     answer = Streamed(host)
     ends("answering")
     assert answer.end()
-    sharing.start("host", home=host, runs=SLOW_ENDS)
+    sharing.start("host", home=host)
     wait_state(host, "ready")
     lent = rpc_servers(worker)
     worker.signal(signal.SIGSTOP)

@@ -23,9 +23,10 @@ from agentmesh.inference.model_run import ModelRun, RunParts
 from agentmesh.inference.rpc.weights import WeightHashes
 from agentmesh.inference.serving_types import DoesNotFit, LoadRequest, SplitFlags, SpreadView
 from agentmesh.inference.split import running
-from agentmesh.inference.split.host import HostParts
+from agentmesh.inference.split.host import CLOSE_S, HostParts, SplitHost
 from agentmesh.inference.split.running import Held, PlanRunner
 from agentmesh.inference.split.shards import ShardMaker
+from agentmesh.node import runtime
 from tests.fakes.mesh_nodes import eventually
 from tests.fakes.serving import FakeMachine, FakeRunning
 from tests.integration.test_split_host import ANNA, ENGINE, HOST, WAIT_S, World, a_plan, open_files, worlds
@@ -146,6 +147,31 @@ async def test_a_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await here.nothing_is_left()
+
+
+@pytest.mark.parametrize(("hurried", "within_s"), [(True, running.HURRIED_S), (False, CLOSE_S)])
+async def test_a_node_that_stops_waits_for_its_workers_ends_for_a_moment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: bool, within_s: float
+) -> None:
+    assert running.HOST_GRACE_S + running.HURRIED_S <= runtime.PART_TIMEOUT_S  # or the node would cut them off
+    allowed: list[float] = []
+    close = SplitHost.close
+
+    async def noted(host: SplitHost, seconds: float = 0.0) -> None:
+        allowed.append(seconds)
+        await close(host, seconds)
+
+    monkeypatch.setattr(SplitHost, "close", noted)
+    async with runs(tmp_path) as here:
+        runner, ready = await here.runner(), asyncio.Event()
+        task = asyncio.ensure_future(runner.run(a_plan(ANNA), 7, ready.set))
+        await ready.wait()
+        runner._run.hurried = hurried  # pyright: ignore[reportPrivateUsage]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert allowed == [within_s]
         await here.nothing_is_left()
 
 
